@@ -1,0 +1,249 @@
+"""Configuration of a run: stages, optimizers, checkpoints, evaluation."""
+
+import dataclasses
+from typing import Literal
+
+from dsv32_jax.config.data import DataConfig
+from dsv32_jax.config.model import (
+  ModelConfig,
+  RopeScaling,
+  Selector,
+  check_types,
+)
+
+StageKind = Literal[
+  'pretrain', 'context_extension', 'dense_warmup', 'sparse_training'
+]
+
+
+def _require(condition: bool, message: str) -> None:
+  if not condition:
+    raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+  """AdamW with one learning-rate schedule (V3 section 4.2 gives the defaults).
+
+  Attributes:
+    peak_learning_rate: after `warmup_steps` of linear warm-up from 0.
+    final_fraction: learning rate at the last step over the peak.
+    schedule: shape between the two.
+    weight_decay: decoupled; not applied to vectors (norms, biases).
+    clip_norm: global norm of this group's gradient; main model and indexer are
+      clipped apart (spec section 5.2).
+  """
+
+  peak_learning_rate: float = 3e-4
+  warmup_steps: int = 0
+  final_fraction: float = 1.0
+  schedule: Literal['constant', 'linear', 'cosine'] = 'constant'
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1
+  clip_norm: float = 1.0
+
+  def __post_init__(self):
+    check_types(self)
+    for name in ('peak_learning_rate', 'eps', 'clip_norm'):
+      value = getattr(self, name)
+      _require(value > 0, f'{name}: got {value}, expected a positive number')
+    for name in ('warmup_steps', 'final_fraction', 'weight_decay'):
+      value = getattr(self, name)
+      _require(value >= 0, f'{name}: got {value}, expected 0 or more')
+    for name in ('b1', 'b2'):
+      value = getattr(self, name)
+      _require(0 <= value < 1, f'{name}: got {value}, expected 0 <= {name} < 1')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+  """One stage of a recipe.
+
+  Attributes:
+    kind: what trains and on which losses; the paper's stage names.
+    init_from: an earlier stage of the recipe, or a checkpoint directory; None
+      starts from random parameters.
+    steps: optimizer steps.
+    data: what it reads; also the shape of a batch.
+    optimizer: of the main model (unused while it is frozen).
+    indexer_optimizer: of the indexers (unused in stages without indexer loss).
+    selector: for sparse_training, which tokens attention reads; 'window' and
+      'random' are the controls, 'all' the dense control.
+    index_topk: selected tokens; None keeps the model's.
+    rope_scaling: YaRN from this stage on; None keeps what the start had.
+    micro_batches: gradient accumulation over this many equal parts of a batch.
+    indexer_kl_coefficient: weight of L^I.
+    mtp_loss_weight: lambda of V3 eq. 25.
+    router_bias_update_rate: gamma of the auxiliary-loss-free balancing.
+    keep_optimizer_state: continue with the moments of `init_from`.
+  """
+
+  kind: StageKind
+  steps: int
+  data: DataConfig
+  init_from: str | None = None
+  optimizer: OptimizerConfig = dataclasses.field(
+    default_factory=OptimizerConfig
+  )
+  indexer_optimizer: OptimizerConfig = dataclasses.field(
+    default_factory=lambda: OptimizerConfig(
+      peak_learning_rate=1e-3, weight_decay=0.0
+    )
+  )
+  selector: Selector = 'indexer'
+  index_topk: int | None = None
+  rope_scaling: RopeScaling | None = None
+  micro_batches: int = 1
+  indexer_kl_coefficient: float = 1.0
+  mtp_loss_weight: float = 0.1
+  router_bias_update_rate: float = 1e-3
+  keep_optimizer_state: bool = False
+
+  def __post_init__(self):
+    check_types(self)
+    _require(self.steps >= 1, f'steps: got {self.steps}, expected at least 1')
+    _require(
+      self.micro_batches >= 1,
+      f'micro_batches: got {self.micro_batches}, expected at least 1',
+    )
+    _require(
+      self.index_topk is None or self.index_topk >= 1,
+      f'index_topk: got {self.index_topk}, expected at least 1',
+    )
+    _require(
+      self.data.batch_size % self.micro_batches == 0,
+      f'micro_batches: got {self.micro_batches}, expected a divisor of '
+      f'data.batch_size {self.data.batch_size}',
+    )
+    for name in (
+      'indexer_kl_coefficient',
+      'mtp_loss_weight',
+      'router_bias_update_rate',
+    ):
+      value = getattr(self, name)
+      _require(value >= 0, f'{name}: got {value}, expected 0 or more')
+    _require(
+      self.selector == 'indexer' or self.kind == 'sparse_training',
+      f'selector: got {self.selector!r} in a {self.kind} stage, expected '
+      "'indexer' (only sparse_training has controls)",
+    )
+    _require(
+      self.kind != 'dense_warmup' or self.init_from is not None,
+      'init_from: got None in a dense_warmup stage, expected a trained '
+      'checkpoint (an indexer cannot learn from random attention)',
+    )
+    _require(
+      not self.keep_optimizer_state or self.init_from is not None,
+      'keep_optimizer_state: got True without init_from, expected a stage or '
+      'checkpoint to take the state from',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """Devices. `data` = -1 takes all there are."""
+
+  data: int = -1
+
+  def __post_init__(self):
+    check_types(self)
+    _require(
+      self.data == -1 or self.data >= 1,
+      f'mesh.data: got {self.data}, expected -1 or at least 1',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+  """When training state is saved.
+
+  Attributes:
+    every_steps: a checkpoint each this many steps, and always at the end.
+    keep: newest checkpoints kept a stage.
+  """
+
+  every_steps: int = 100
+  keep: int = 2
+
+  def __post_init__(self):
+    check_types(self)
+    for name in ('every_steps', 'keep'):
+      value = getattr(self, name)
+      _require(value >= 1, f'checkpoint.{name}: got {value}, expected >= 1')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+  """What is measured on held-out data, during stages and in the report.
+
+  Attributes:
+    every_steps: indexer observability and held-out loss each this many steps
+      of a stage; 0 measures at the end of the stage only.
+    seq_lens: lengths of the held-out text rows.
+    rows: rows a length.
+    batch_size: rows evaluated at a time.
+    recall_distances: gaps between a key and its query, in tokens.
+    recall_rows: rows a distance.
+  """
+
+  every_steps: int = 50
+  seq_lens: tuple[int, ...] = (256, 512)
+  rows: int = 32
+  batch_size: int = 8
+  recall_distances: tuple[int, ...] = (80, 128, 256, 400)
+  recall_rows: int = 16
+
+  def __post_init__(self):
+    check_types(self)
+    for name in ('rows', 'batch_size', 'recall_rows'):
+      value = getattr(self, name)
+      _require(value >= 1, f'evaluation.{name}: got {value}, expected >= 1')
+    _require(
+      len(self.seq_lens) > 0,
+      'evaluation.seq_lens: got none, expected at least one length',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+  """A whole experiment: a model, a recipe of stages, and how to look at it.
+
+  Attributes:
+    model: the architecture at the first stage.
+    stages: by name; `order` gives the order in which they run.
+    order: names of the stages to run.
+    seed: of parameters and of data order.
+  """
+
+  model: ModelConfig
+  stages: dict[str, StageConfig]
+  order: tuple[str, ...]
+  seed: int = 0
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  checkpoint: CheckpointConfig = dataclasses.field(
+    default_factory=CheckpointConfig
+  )
+  evaluation: EvaluationConfig = dataclasses.field(
+    default_factory=EvaluationConfig
+  )
+
+  def __post_init__(self):
+    check_types(self)
+    _require(len(self.order) > 0, 'order: got none, expected stage names')
+    done: list[str] = []
+    for name in self.order:
+      _require(
+        name in self.stages,
+        f'order: got {name!r}, expected one of {sorted(self.stages)}',
+      )
+      _require(name not in done, f'order: got {name!r} twice, expected once')
+      start = self.stages[name].init_from
+      if start in self.stages:
+        _require(
+          start in done,
+          f'stages.{name}.init_from: got {start!r}, expected a stage that '
+          f'comes before {name!r} in order {list(self.order)}',
+        )
+      done.append(name)

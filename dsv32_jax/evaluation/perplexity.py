@@ -1,0 +1,97 @@
+"""Held-out LM loss, by position, for any attention mode.
+
+Letters: B batch, T tokens.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsv32_jax.config.model import AttentionMode
+from dsv32_jax.losses import language_model
+from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.training.batch import Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionLoss:
+  """Held-out loss.
+
+  Attributes:
+    loss: mean nats a token.
+    tokens: tokens counted.
+    by_position: mean loss at each position of the row, NaN where none counted.
+    pairs_per_token: attended keys a token and layer, the realised sparsity.
+  """
+
+  loss: float
+  tokens: int
+  by_position: list[float]
+  pairs_per_token: float
+
+
+def held_out_loss(
+  model: DeepSeekV32,
+  variables: dict,
+  batches: Iterable[Mapping],
+  attention: AttentionMode,
+  *,
+  seed: int = 0,
+) -> PositionLoss:
+  """Mean next-token loss over batches.
+
+  Args:
+    model: the model.
+    variables: its variables.
+    batches: dicts of [B, T] arrays, as the data pipeline yields, all of one
+      shape.
+    attention: which tokens are attended to.
+    seed: of the random selector.
+
+  Returns:
+    The loss with its profile over positions.
+
+  Raises:
+    ValueError: if there is no batch.
+  """
+
+  @jax.jit
+  def run(variables, batch: Batch, key):
+    output = model.apply(
+      variables,
+      batch.tokens_BT,
+      segment_ids_BT=batch.segment_ids_BT,
+      positions_BT=batch.positions_BT,
+      attention=attention,
+      rngs={'selection': key},
+    )  # pyrefly: ignore
+    ce_BT = language_model.cross_entropy(output.logits_BTV, batch.targets_BT)
+    valid = jnp.sum(batch.segment_ids_BT > 0)
+    return ce_BT, jnp.mean(output.num_pairs_L) / valid
+
+  losses, weights, pairs = [], [], []
+  for index, rows in enumerate(batches):
+    ce_BT, per_token = run(
+      variables,
+      Batch.from_numpy(rows),
+      jax.random.fold_in(jax.random.key(seed), index),
+    )
+    losses.append(np.asarray(ce_BT, np.float64))
+    weights.append(np.asarray(rows['loss_weight']) > 0)
+    pairs.append(float(per_token))
+  if not losses:
+    raise ValueError('batches: got none, expected at least one')
+  loss_NT, counted_NT = np.concatenate(losses), np.concatenate(weights)
+  count_T = counted_NT.sum(axis=0)
+  sum_T = np.where(counted_NT, loss_NT, 0.0).sum(axis=0)
+  with np.errstate(invalid='ignore'):
+    by_position = sum_T / count_T
+  return PositionLoss(
+    loss=float(sum_T.sum() / count_T.sum()),
+    tokens=int(count_T.sum()),
+    by_position=by_position.tolist(),
+    pairs_per_token=float(np.mean(pairs)),
+  )

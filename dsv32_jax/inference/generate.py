@@ -1,0 +1,485 @@
+"""Prefill and decoding with the latent cache and the indexer-key cache.
+
+Each new token runs the model on that token alone: its latent row and its
+indexer key are appended to the caches, the indexer scores the cached keys and
+attention reads the selected rows. The caches are values, donated to every
+jitted function here, so XLA updates them in place.
+
+Letters: B requests, T tokens of the longest prompt, N new tokens, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dsv32_jax.config.model import SPARSE, AttentionMode, ModelConfig
+from dsv32_jax.functional import latent_cache
+from dsv32_jax.inference import sampling as sampling_lib
+from dsv32_jax.inference.sampling import GREEDY, Sampling
+from dsv32_jax.inference.unroll import unroll
+from dsv32_jax.modules.transformer import DeepSeekV32
+
+_CHUNK = 512
+_SMALLEST_CHUNK = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+  """What the model remembers of the requests of a batch.
+
+  Attributes:
+    caches: one `LatentCache` a layer.
+    length_B: tokens cached so far, int32.
+  """
+
+  caches: tuple[latent_cache.LatentCache, ...]
+  length_B: Any
+
+  @property
+  def capacity(self) -> int:
+    return self.caches[0].capacity
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """New tokens of a batch of requests; host arrays.
+
+  Attributes:
+    tokens_BN: int32; past a request's end, its last token repeated.
+    logprobs_BN: log-probability of each token under the model (temperature 1,
+      the whole vocabulary); 0 past the end.
+    sampling_logprobs_BN: log-probability under the truncated distribution it
+      was drawn from; 0 past the end.
+    num_tokens_B: tokens up to and with the end-of-sequence token.
+  """
+
+  tokens_BN: np.ndarray
+  logprobs_BN: np.ndarray
+  sampling_logprobs_BN: np.ndarray
+  num_tokens_B: np.ndarray
+
+  def sequences(self) -> list[list[int]]:
+    """Each request's new tokens."""
+    return [
+      row[:count].tolist()
+      for row, count in zip(self.tokens_BN, self.num_tokens_B, strict=True)
+    ]
+
+
+def init_state(cfg: ModelConfig, *, batch: int, capacity: int) -> DecodeState:
+  """Empty caches for `batch` requests of at most `capacity` tokens each.
+
+  Raises:
+    ValueError: for a model without an indexer (its keys are cached too).
+  """
+  cfg.require_indexer()
+  return DecodeState(
+    caches=tuple(
+      latent_cache.init(
+        batch=batch,
+        capacity=capacity,
+        latent_dim=cfg.latent_dim,
+        index_dim=cfg.index_head_dim,
+        dtype=jnp.dtype(cfg.precision.compute),
+      )
+      for _ in range(cfg.num_hidden_layers)
+    ),
+    length_B=jnp.zeros((batch,), jnp.int32),
+  )
+
+
+def prefill(
+  model: DeepSeekV32,
+  variables: dict,
+  state: DecodeState,
+  tokens_BT: Int[np.ndarray, 'B T'] | Int[Array, 'B T'],
+  *,
+  lengths_B: Int[np.ndarray, ' B'] | None = None,
+  attention: AttentionMode = SPARSE,
+  chunk: int = _CHUNK,
+) -> tuple[Float[Array, 'B V'], DecodeState]:
+  """Appends prompts, or further pieces of prompts, to the caches.
+
+  Args:
+    model: an unrolled model (`inference.unroll`).
+    variables: its variables.
+    state: caches from `init_state` or an earlier call; given up (donated).
+    tokens_BT: new tokens, each row padded at its end.
+    lengths_B: new tokens of each row without padding, 1 to T; None is T.
+    attention: dense or sparse.
+    chunk: run at most this many tokens at a time.
+
+  Returns:
+    Logits after each row's last token, and the longer state.
+
+  Raises:
+    ValueError: for a scanned model, lengths outside 1..T, or caches that are
+      too small.
+  """
+  tokens_BT = np.asarray(tokens_BT, np.int32)
+  B, T = tokens_BT.shape
+  if lengths_B is None:
+    lengths_B = np.full((B,), T, np.int32)
+  if lengths_B.shape != (B,) or lengths_B.min() < 1 or lengths_B.max() > T:
+    raise ValueError(
+      f'lengths_B: got {lengths_B}, expected {B} numbers from 1 to {T}'
+    )
+  if chunk < 1:
+    raise ValueError(f'chunk: got {chunk}, expected at least 1')
+  offset_B = np.asarray(state.length_B)
+  needed = int((offset_B + T).max())
+  if needed > state.capacity:
+    raise ValueError(
+      f'capacity: got {state.capacity}, expected at least {needed} '
+      f'({int(offset_B.max())} tokens cached, {T} new ones with padding)'
+    )
+  logits_BV = None
+  for start in range(0, T, chunk):
+    # Padding is cached too, past each row's length: never valid, overwritten
+    # by the tokens to come.
+    room = state.capacity - int(offset_B.max())
+    width = min(_bucket(min(chunk, T - start)), room)
+    piece_BT = np.zeros((B, width), np.int32)
+    real = tokens_BT[:, start : start + min(chunk, width)]
+    piece_BT[:, : real.shape[1]] = real
+    new_B = np.clip(lengths_B - start, 0, min(chunk, T - start))
+    latest_BV, state = extend(
+      model, variables, state, piece_BT, new_B, attention=attention
+    )
+    offset_B = offset_B + new_B
+    if logits_BV is None:
+      logits_BV = latest_BV
+    else:
+      logits_BV = jnp.where((new_B > 0)[:, None], latest_BV, logits_BV)
+  assert logits_BV is not None
+  return logits_BV, state
+
+
+def decode_step(
+  model: DeepSeekV32,
+  variables: dict,
+  state: DecodeState,
+  tokens_B: Int[np.ndarray, ' B'] | Int[Array, ' B'],
+  *,
+  attention: AttentionMode = SPARSE,
+) -> tuple[Float[Array, 'B V'], DecodeState]:
+  """Appends one token a request and returns the logits after it.
+
+  Args:
+    model: an unrolled model.
+    variables: its variables.
+    state: caches; given up (donated).
+    tokens_B: the tokens.
+    attention: dense or sparse; absorbed unless it says otherwise.
+
+  Returns:
+    Logits and the longer state. Logits are NaN for a request whose cache is
+    full, whose last row is then spoilt.
+  """
+  return extend(
+    model,
+    variables,
+    state,
+    tokens_B[:, None],
+    np.ones(tokens_B.shape, np.int32),
+    attention=attention,
+  )
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('model', 'attention'),
+  donate_argnames=('state',),
+)
+def extend(
+  model: DeepSeekV32,
+  variables: dict,
+  state: DecodeState,
+  tokens_BT: Int[Array, 'B T'],
+  num_new_B: Int[Array, ' B'],
+  *,
+  attention: AttentionMode,
+) -> tuple[Float[Array, 'B V'], DecodeState]:
+  """Runs the model on T more tokens, of which `num_new_B` count.
+
+  One program; `prefill` and `decode_step` are made of it. The caller sees to
+  it that length + T stays within the capacity.
+
+  Returns:
+    Logits after each row's last token that counts (of no meaning where none
+    does), and the state.
+  """
+  if tokens_BT.shape[1] == 1 and attention.absorbed is None:
+    # MHA mode would expand every cached latent for a single query.
+    attention = dataclasses.replace(attention, absorbed=True)
+  output = model.apply(
+    variables,
+    tokens_BT,
+    attention=attention,
+    caches=state.caches,
+    cache_length_B=state.length_B,
+  )
+  last_B = jnp.maximum(num_new_B - 1, 0)
+  logits_BV = jnp.take_along_axis(
+    output.logits_BTV, last_B[:, None, None], axis=1
+  )[:, 0]
+  length_B = state.length_B + num_new_B.astype(jnp.int32)
+  # A write past the end would be clamped on to valid rows: better no answer
+  # than a wrong one.
+  logits_BV = jnp.where(
+    (length_B <= state.capacity)[:, None], logits_BV, jnp.nan
+  )
+  return logits_BV, DecodeState(caches=output.caches, length_B=length_B)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+  """What one step of decoding hands to the next."""
+
+  step: Any
+  state: DecodeState
+  done_B: Any
+  tokens_BN: Any
+  logprobs_BN: Any
+  sampling_logprobs_BN: Any
+  num_tokens_B: Any
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('model', 'num_tokens', 'sampling', 'attention', 'eos'),
+  donate_argnames=('state',),
+)
+def decode(
+  model: DeepSeekV32,
+  variables: dict,
+  state: DecodeState,
+  logits_BV: Float[Array, 'B V'],
+  seed_B: Int[Array, ' B'],
+  *,
+  num_tokens: int,
+  sampling: Sampling = GREEDY,
+  attention: AttentionMode = SPARSE,
+  eos: tuple[int, ...] = (),
+) -> tuple[Array, Array, Array, Array, DecodeState]:
+  """Draws up to `num_tokens` tokens in one program, without leaving the device.
+
+  Args:
+    model: an unrolled model.
+    variables: its variables.
+    state: caches after the prompts; given up (donated).
+    logits_BV: logits after the prompts.
+    seed_B: each request's seed.
+    num_tokens: N.
+    sampling: how to draw.
+    attention: dense or sparse.
+    eos: a request ends after any of these; decoding stops when all have.
+
+  Returns:
+    The four fields of `Generation` as device arrays, and the state. The last
+    token of a request is not in its cache yet.
+  """
+  B = logits_BV.shape[0]
+  key_B = sampling_lib.request_keys(seed_B)
+
+  def draw(loop: _Loop, logits_BV: Array) -> _Loop:
+    """Records the step-th token."""
+    drawn = sampling_lib.sample(
+      logits_BV,
+      sampling_lib.step_keys(key_B, loop.step),
+      sampling=sampling,
+    )
+    latest_B = loop.tokens_BN[:, jnp.maximum(loop.step - 1, 0)]
+    token_B = jnp.where(loop.done_B, latest_B, drawn.token_B)
+    is_eos_B = jnp.zeros((B,), jnp.bool)
+    for token in eos:
+      is_eos_B = is_eos_B | (token_B == token)
+
+    def record(rows_BN, value_B):
+      return jax.lax.dynamic_update_slice_in_dim(
+        rows_BN, value_B[:, None], loop.step, axis=1
+      )
+
+    return dataclasses.replace(
+      loop,
+      step=loop.step + 1,
+      done_B=loop.done_B | is_eos_B,
+      tokens_BN=record(loop.tokens_BN, token_B),
+      logprobs_BN=record(
+        loop.logprobs_BN, jnp.where(loop.done_B, 0.0, drawn.logprob_B)
+      ),
+      sampling_logprobs_BN=record(
+        loop.sampling_logprobs_BN,
+        jnp.where(loop.done_B, 0.0, drawn.sampling_logprob_B),
+      ),
+      num_tokens_B=loop.num_tokens_B + ~loop.done_B,
+    )
+
+  def advance(loop: _Loop) -> _Loop:
+    tokens_B1 = jax.lax.dynamic_slice_in_dim(
+      loop.tokens_BN, loop.step - 1, 1, axis=1
+    )
+    logits_BV, state = extend(
+      model,
+      variables,
+      loop.state,
+      tokens_B1,
+      (~loop.done_B).astype(jnp.int32),
+      attention=attention,
+    )
+    return draw(dataclasses.replace(loop, state=state), logits_BV)
+
+  loop = draw(
+    _Loop(
+      step=jnp.zeros((), jnp.int32),
+      state=state,
+      done_B=jnp.zeros((B,), jnp.bool),
+      tokens_BN=jnp.zeros((B, num_tokens), jnp.int32),
+      logprobs_BN=jnp.zeros((B, num_tokens), jnp.float32),
+      sampling_logprobs_BN=jnp.zeros((B, num_tokens), jnp.float32),
+      num_tokens_B=jnp.zeros((B,), jnp.int32),
+    ),
+    logits_BV,
+  )
+  loop = jax.lax.while_loop(
+    lambda loop: (loop.step < num_tokens) & ~jnp.all(loop.done_B),
+    advance,
+    loop,
+  )
+  # Columns that were never reached repeat each request's last token.
+  column_N = jnp.arange(num_tokens)[None, :]
+  last_B1 = jnp.take_along_axis(
+    loop.tokens_BN, loop.num_tokens_B[:, None] - 1, axis=1
+  )
+  tokens_BN = jnp.where(column_N < loop.step, loop.tokens_BN, last_B1)
+  return (
+    tokens_BN,
+    loop.logprobs_BN,
+    loop.sampling_logprobs_BN,
+    loop.num_tokens_B,
+    loop.state,
+  )
+
+
+def generate(
+  model: DeepSeekV32,
+  variables: dict,
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_new_tokens: int,
+  sampling: Sampling = GREEDY,
+  seeds: Sequence[int] | None = None,
+  eos: Sequence[int] = (),
+  attention: AttentionMode = SPARSE,
+  prefill_chunk: int = _CHUNK,
+) -> Generation:
+  """Continues a batch of prompts, which may differ in length.
+
+  Example:
+    >>> from dsv32_jax import checkpoints, inference
+    >>> model, variables = checkpoints.load_hf('tests/fixtures/hf_tiny_v32')
+    >>> new = inference.generate(
+    ...   model, variables, [[5, 6, 7], [8]], max_new_tokens=4
+    ... )
+    >>> new.tokens_BN.shape
+    (2, 4)
+
+  Args:
+    model: the model; a scanned one is unrolled at every call (a copy of the
+      parameters), so unroll it before if there are several.
+    variables: its variables.
+    prompts: token ids, at least one a prompt.
+    max_new_tokens: N.
+    sampling: how to draw; greedy unless said otherwise.
+    seeds: one a request; None counts from 0. A request's tokens depend on its
+      own seed, not on its place in the batch.
+    eos: tokens that end a request.
+    attention: dense or sparse.
+    prefill_chunk: run the prompts at most this many tokens at a time.
+
+  Returns:
+    A `Generation`.
+
+  Raises:
+    ValueError: no prompt, an empty one, ids outside the vocabulary, not one
+      seed a prompt, or more tokens than max_position_embeddings.
+  """
+  cfg = model.cfg
+  _check_request(cfg, prompts, max_new_tokens)
+  if seeds is None:
+    seeds = range(len(prompts))
+  if len(seeds) != len(prompts):
+    raise ValueError(
+      f'seeds: got {len(seeds)}, expected one a prompt ({len(prompts)})'
+    )
+  model, variables = unroll(model, variables)
+  lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
+  tokens_BT = np.zeros((len(prompts), int(lengths_B.max())), np.int32)
+  for row_T, prompt in zip(tokens_BT, prompts, strict=True):
+    row_T[: len(prompt)] = prompt
+  # Rounded, so that prompts of about the same length share a program.
+  capacity = _bucket(tokens_BT.shape[1] + max_new_tokens)
+  state = init_state(cfg, batch=len(prompts), capacity=capacity)
+  logits_BV, state = prefill(
+    model,
+    variables,
+    state,
+    tokens_BT,
+    lengths_B=lengths_B,
+    attention=attention,
+    chunk=prefill_chunk,
+  )
+  *fields, _ = decode(
+    model,
+    variables,
+    state,
+    logits_BV,
+    np.asarray(seeds, np.uint32),
+    num_tokens=max_new_tokens,
+    sampling=sampling,
+    attention=attention,
+    eos=tuple(eos),
+  )
+  return Generation(*(np.asarray(field) for field in fields))
+
+
+def _check_request(
+  cfg: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+  if max_new_tokens < 1:
+    raise ValueError(
+      f'max_new_tokens: got {max_new_tokens}, expected at least 1'
+    )
+  if not prompts:
+    raise ValueError('prompts: got none, expected at least one')
+  for index, prompt in enumerate(prompts):
+    where = f'prompts[{index}]'
+    if len(prompt) == 0:
+      raise ValueError(f'{where}: got no token, expected at least one')
+    if min(prompt) < 0 or max(prompt) >= cfg.vocab_size:
+      raise ValueError(
+        f'{where}: got ids from {min(prompt)} to {max(prompt)}, expected 0 to '
+        f'{cfg.vocab_size - 1}'
+      )
+    total = len(prompt) + max_new_tokens
+    if total > cfg.max_position_embeddings:
+      raise ValueError(
+        f'{where}: got {len(prompt)} tokens and {max_new_tokens} new ones, '
+        'expected at most max_position_embeddings '
+        f'{cfg.max_position_embeddings} together'
+      )
+
+
+def _bucket(size: int) -> int:
+  """`size` rounded up to a power of two, or to a multiple of 512 above that."""
+  if size > _CHUNK:
+    return -(-size // _CHUNK) * _CHUNK
+  return max(_SMALLEST_CHUNK, 1 << (size - 1).bit_length())

@@ -1,0 +1,145 @@
+"""One pre-norm decoder block: attention, then a dense FFN or MoE.
+
+Letters: B batch, T tokens, D hidden_size, E experts.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from dsv32_jax.config.model import AttentionMode, ModelConfig
+from dsv32_jax.functional.latent_cache import LatentCache
+from dsv32_jax.modules.dsa import (
+  AttentionAux,
+  AttentionContext,
+  DeepSeekSparseAttention,
+)
+from dsv32_jax.modules.feed_forward import SwiGLU
+from dsv32_jax.modules.moe import MoE, MoEAux
+from dsv32_jax.modules.norms import RMSNorm
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockAux:
+  """What one block reports; `moe` is None in dense blocks."""
+
+  attention: Any
+  moe: Any
+
+
+class Block(nn.Module):
+  """h += Attention(norm(h)); h += FFN(norm(h)).
+
+  Attributes:
+    cfg: the model.
+    mode: passed to attention.
+    use_moe: MoE instead of the dense FFN.
+  """
+
+  cfg: ModelConfig
+  mode: AttentionMode
+  use_moe: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    h_BTD: Float[Array, 'B T D'],
+    context: AttentionContext,
+    cache: LatentCache | None = None,
+  ) -> tuple[Float[Array, 'B T D'], BlockAux]:
+    cfg = self.cfg
+    D, eps = cfg.hidden_size, cfg.rms_norm_eps
+    u_BTD, attention_aux = DeepSeekSparseAttention(
+      cfg, self.mode, name='attention'
+    )(RMSNorm(D, eps, name='attention_norm')(h_BTD), context, cache)
+    h_BTD = h_BTD + u_BTD
+    x_BTD = RMSNorm(D, eps, name='ffn_norm')(h_BTD)
+    moe_aux = None
+    with jax.named_scope('ffn'):
+      if self.use_moe:
+        valid_BT = context.key_end_BT > context.key_start_BT
+        y_BTD, moe_aux = MoE(cfg, name='moe')(x_BTD, valid_BT)
+      else:
+        y_BTD = SwiGLU(cfg, cfg.intermediate_size, name='ffn')(x_BTD)
+    return h_BTD + y_BTD, BlockAux(attention=attention_aux, moe=moe_aux)
+
+
+_SAVED = (
+  'attention_out',
+  'attention_lse',
+  'indexer_kl_grads',
+  'selected_indices',
+)
+
+
+def rematted(block: type[nn.Module], policy: str, *, scanned: bool):
+  """Block class whose backward recomputes what `policy` does not keep.
+
+  Args:
+    block: the module class.
+    policy: `ModelConfig.remat`.
+    scanned: whether it runs inside a scan (then CSE cannot undo it).
+
+  Returns:
+    The class, wrapped unless the policy is 'none'.
+  """
+  if policy == 'none':
+    return block
+  if policy == 'full':
+    saveable = jax.checkpoint_policies.nothing_saveable
+  else:
+    saveable = jax.checkpoint_policies.save_only_these_names(*_SAVED)
+  return nn.remat(block, policy=saveable, prevent_cse=not scanned)
+
+
+class Stack(nn.Module):
+  """Equal blocks one after the other, scanned or unrolled.
+
+  Attributes:
+    cfg: the model; `scan_layers` chooses.
+    mode: passed to the blocks.
+    use_moe: passed to the blocks.
+    num_layers: how many.
+  """
+
+  cfg: ModelConfig
+  mode: AttentionMode
+  use_moe: bool
+  num_layers: int
+
+  @nn.compact
+  def __call__(
+    self,
+    h_BTD: Float[Array, 'B T D'],
+    context: AttentionContext,
+    caches: tuple[LatentCache, ...] | None = None,
+  ) -> tuple[Float[Array, 'B T D'], list[BlockAux] | BlockAux]:
+    """Applies the blocks.
+
+    Returns:
+      The hidden states and the blocks' reports: a list of them if unrolled,
+      one with a leading layer axis on every leaf if scanned.
+    """
+    cfg = self.cfg
+    block = rematted(Block, cfg.remat, scanned=cfg.scan_layers)
+    if not cfg.scan_layers:
+      reports = []
+      for layer in range(self.num_layers):
+        h_BTD, aux = block(
+          cfg, self.mode, self.use_moe, name=f'layer_{layer}'
+        )(h_BTD, context, None if caches is None else caches[layer])
+        reports.append(aux)
+      return h_BTD, reports
+    scanned = nn.scan(
+      block,
+      variable_axes={'params': 0, 'router_bias': 0},
+      split_rngs={'params': True, 'selection': True},
+      in_axes=nn.broadcast,
+      length=self.num_layers,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return scanned(cfg, self.mode, self.use_moe, name='layers')(h_BTD, context)

@@ -1,0 +1,42 @@
+"""SwiGLU feed-forward network of the dense layers and the shared experts.
+
+Letters: B batch, T tokens, D hidden_size, F inner width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dsv32_jax.config.model import ModelConfig
+from dsv32_jax.modules.weights import weight
+from dsv32_jax.sharding import axes
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+  """silu(gate) * up in float32, cast back (spec 3.1)."""
+  product = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+  return product.astype(gate.dtype)
+
+
+class SwiGLU(nn.Module):
+  """down(silu(gate(x)) * up(x)), without biases.
+
+  Attributes:
+    cfg: the model.
+    width: F; dense layers and shared experts differ in it.
+  """
+
+  cfg: ModelConfig
+  width: int
+
+  @nn.compact
+  def __call__(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    cfg, F = self.cfg, self.width
+    D = cfg.hidden_size
+    w_gate = weight(self, cfg, 'w_gate', (D, F), (axes.EMBED, axes.MLP))
+    w_up = weight(self, cfg, 'w_up', (D, F), (axes.EMBED, axes.MLP))
+    w_down = weight(self, cfg, 'w_down', (F, D), (axes.MLP, axes.EMBED))
+    gate_BTF = jnp.einsum('btd,df->btf', x_BTD, w_gate)
+    up_BTF = jnp.einsum('btd,df->btf', x_BTD, w_up)
+    return jnp.einsum('btf,fd->btd', swiglu(gate_BTF, up_BTF), w_down)

@@ -1,0 +1,259 @@
+"""The DeepSeek-V3.2 language model.
+
+embed -> dense blocks -> MoE blocks -> norm -> logits, and the MTP module.
+
+Letters: B batch, T tokens, D hidden_size, V vocabulary, L layers, E experts.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dsv32_jax.config.model import SPARSE, AttentionMode, ModelConfig
+from dsv32_jax.functional import masking
+from dsv32_jax.functional.latent_cache import LatentCache
+from dsv32_jax.modules.block import BlockAux, Stack
+from dsv32_jax.modules.dsa import AttentionContext, AttentionTrace
+from dsv32_jax.modules.mtp import MultiTokenPrediction
+from dsv32_jax.modules.norms import RMSNorm
+from dsv32_jax.modules.weights import weight
+from dsv32_jax.sharding import axes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ModelOutput:
+  """Everything one forward pass gives.
+
+  Per-layer values run over the main layers in order, then the MTP block if it
+  ran. Layers without experts have no row in the expert arrays.
+
+  Attributes:
+    logits_BTV: next-token logits, or None if not asked for.
+    hidden_BTD: hidden states after the final norm.
+    mtp_logits_BTV: logits for the token after the next, or None.
+    indexer_kl_L: each layer's indexer loss L^I; zeros if not asked for.
+    num_pairs_L: (query, key) pairs that each layer attended to.
+    balance_loss_L: each MoE layer's balance loss.
+    expert_load_LE: tokens each expert of each MoE layer received.
+    trace_L: per-layer `AttentionTrace`, or None.
+    caches: the longer caches, if caches were given.
+  """
+
+  logits_BTV: Any
+  hidden_BTD: Any
+  mtp_logits_BTV: Any
+  indexer_kl_L: Any
+  num_pairs_L: Any
+  balance_loss_L: Any
+  expert_load_LE: Any
+  trace_L: Any = None
+  caches: Any = None
+
+
+class DeepSeekV32(nn.Module):
+  """DeepSeek-V3.2: MLA with DeepSeek Sparse Attention, and DeepSeekMoE.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from dsv32_jax import DeepSeekV32, presets
+    >>> model = DeepSeekV32(presets.tiny())
+    >>> tokens_BT = jnp.zeros((1, 8), jnp.int32)
+    >>> variables = model.init(jax.random.key(0), tokens_BT)
+    >>> model.apply(variables, tokens_BT).logits_BTV.shape
+    (1, 8, 512)
+
+  Attributes:
+    cfg: the architecture.
+  """
+
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens_BT: Int[Array, 'B T'],
+    *,
+    segment_ids_BT: Int[Array, 'B T'] | None = None,
+    positions_BT: Int[Array, 'B T'] | None = None,
+    attention: AttentionMode = SPARSE,
+    compute_logits: bool = True,
+    compute_mtp: bool = False,
+    indexer_row_weight_BT: Float[Array, 'B T'] | None = None,
+    caches: tuple[LatentCache, ...] | None = None,
+    cache_length_B: Int[Array, ' B'] | None = None,
+  ) -> ModelOutput:
+    """Runs the model.
+
+    Args:
+      tokens_BT: token ids.
+      segment_ids_BT: document of each token, 1 and up in contiguous runs; 0 is
+        padding. None: one document a row.
+      positions_BT: position in its document; None counts from each document's
+        start (from the cached length with a cache).
+      attention: which tokens are attended to; static.
+      compute_logits: False skips the output head (dense warm-up).
+      compute_mtp: also run the MTP module, if the model has one.
+      indexer_row_weight_BT: weight of each query's KL; None is the mean over
+        the batch's valid queries.
+      caches: one `LatentCache` a layer; needs scan_layers=False.
+      cache_length_B: tokens in each row's cache; required with `caches`.
+
+    Returns:
+      A `ModelOutput`.
+
+    Raises:
+      ValueError: for a mode that needs an indexer on a model without a q
+        latent, and for caches on a scanned model.
+    """
+    cfg = self.cfg
+    if caches is not None and cfg.scan_layers:
+      raise ValueError(
+        'caches: got caches with scan_layers=True, expected an unrolled model; '
+        'dsv32_jax.inference converts model and variables'
+      )
+    context = _context(
+      tokens_BT,
+      segment_ids_BT,
+      positions_BT,
+      indexer_row_weight_BT,
+      cache_length_B if caches is not None else None,
+    )
+    embedding_VD = weight(
+      self,
+      cfg,
+      'embedding',
+      (cfg.vocab_size, cfg.hidden_size),
+      (axes.VOCAB, axes.EMBED),
+    )
+    with jax.named_scope('embed'):
+      h_BTD = embedding_VD[tokens_BT]
+    reports: list[BlockAux] = []
+    num_dense = cfg.first_k_dense_replace
+    for name, use_moe, first, num_layers in (
+      ('dense_layers', False, 0, num_dense),
+      ('moe_layers', True, num_dense, cfg.num_moe_layers),
+    ):
+      if num_layers:
+        own = None if caches is None else caches[first : first + num_layers]
+        h_BTD, aux = Stack(cfg, attention, use_moe, num_layers, name=name)(
+          h_BTD, context, own
+        )
+        reports += _with_layer_axis(aux)
+    h_BTD = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, name='final_norm')(
+      h_BTD
+    )
+    if cfg.tie_word_embeddings:
+      w_head = embedding_VD.T
+    else:
+      w_head = weight(
+        self,
+        cfg,
+        'lm_head',
+        (cfg.hidden_size, cfg.vocab_size),
+        (axes.EMBED, axes.VOCAB),
+      )
+
+    def head(x_BTD: Array) -> Array:
+      with jax.named_scope('lm_head'):
+        logits_BTV = jnp.einsum(
+          'btd,dv->btv', x_BTD, w_head, preferred_element_type=jnp.float32
+        )
+        return logits_BTV.astype(cfg.precision.logits)
+
+    mtp_logits_BTV = None
+    has_mtp = cfg.num_nextn_predict_layers > 0
+    if has_mtp and (compute_mtp or self.is_initializing()):
+      next_BT = jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1)))
+      with jax.named_scope('mtp'):
+        mtp_BTD, aux = MultiTokenPrediction(cfg, attention, name='mtp')(
+          h_BTD, embedding_VD[next_BT], context
+        )
+      reports += _with_layer_axis([aux])
+      if compute_logits:
+        mtp_logits_BTV = head(mtp_BTD)
+    return ModelOutput(
+      logits_BTV=head(h_BTD) if compute_logits else None,
+      hidden_BTD=h_BTD,
+      mtp_logits_BTV=mtp_logits_BTV,
+      indexer_kl_L=_over_layers(reports, lambda r: r.attention.indexer_kl),
+      num_pairs_L=_over_layers(reports, lambda r: r.attention.num_pairs),
+      balance_loss_L=_over_layers(
+        reports, lambda r: r.moe and r.moe.balance_loss
+      ),
+      expert_load_LE=_over_layers(
+        reports, lambda r: r.moe and r.moe.expert_load_E, width=cfg
+      ),
+      trace_L=_layer_list(reports, lambda r: r.attention.trace),
+      caches=_layer_list(reports, lambda r: r.attention.cache),
+    )
+
+
+def _context(
+  tokens_BT: Array,
+  segment_ids_BT: Array | None,
+  positions_BT: Array | None,
+  row_weight_BT: Array | None,
+  cache_length_B: Array | None,
+) -> AttentionContext:
+  """Fills in positions, valid keys and KL weights that were not given."""
+  B, T = tokens_BT.shape
+  if cache_length_B is not None:
+    if positions_BT is None:
+      positions_BT = cache_length_B[:, None] + jnp.arange(T)[None, :]
+    start_BT = jnp.zeros_like(positions_BT)
+    end_BT = positions_BT + 1
+  else:
+    if segment_ids_BT is None:
+      segment_ids_BT = jnp.ones((B, T), jnp.int32)
+    start_BT, end_BT = masking.key_ranges(segment_ids_BT)
+    if positions_BT is None:
+      positions_BT = jnp.maximum(end_BT - 1 - start_BT, 0)
+  if row_weight_BT is None:
+    valid_BT = (end_BT > start_BT).astype(jnp.float32)
+    row_weight_BT = valid_BT / jnp.maximum(jnp.sum(valid_BT), 1.0)
+  return AttentionContext(
+    positions_BT=positions_BT,
+    key_start_BT=start_BT,
+    key_end_BT=end_BT,
+    row_weight_BT=row_weight_BT,
+    cache_length_B=cache_length_B,
+  )
+
+
+def _with_layer_axis(aux: list[BlockAux] | BlockAux) -> list[BlockAux]:
+  """Reports whose every leaf has a leading layer axis.
+
+  Unrolled layers keep a report each, of one layer: stacking them would copy
+  their caches on every decode step.
+  """
+  if isinstance(aux, BlockAux):
+    return [aux]
+  return [jax.tree.map(lambda leaf: leaf[None], report) for report in aux]
+
+
+def _over_layers(reports: list[BlockAux], read: Any, width: Any = None) -> Array:
+  """Joins one value of every stack along the layer axis, skipping None."""
+  parts = [part for part in map(read, reports) if part is not None]
+  if not parts:
+    shape = (0,) if width is None else (0, width.n_routed_experts)
+    return jnp.zeros(shape, jnp.float32 if width is None else jnp.int32)
+  return jnp.concatenate(parts, axis=0)
+
+
+def _layer_list(reports: list[BlockAux], read: Any) -> tuple | None:
+  """Un-stacks one value of every stack into a tuple over layers."""
+  parts = [part for part in map(read, reports) if part is not None]
+  if not parts:
+    return None
+  layers = []
+  for part in parts:
+    count = jax.tree.leaves(part)[0].shape[0]
+    layers += [
+      jax.tree.map(lambda leaf, i=i: leaf[i], part) for i in range(count)
+    ]
+  return tuple(layers)

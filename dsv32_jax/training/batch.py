@@ -1,0 +1,72 @@
+"""What a training step reads, and the totals its losses are divided by.
+
+Letters: B batch, T tokens.
+"""
+
+import dataclasses
+from typing import Any
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dsv32_jax.losses import mtp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Packed rows; see `dsv32_jax.data`.
+
+  Attributes:
+    tokens_BT: inputs.
+    targets_BT: next tokens.
+    loss_weight_BT: weight of each target in the LM loss, 0 to leave it out.
+    segment_ids_BT: document of each token, 0 is padding.
+    positions_BT: position in the document.
+  """
+
+  tokens_BT: Any
+  targets_BT: Any
+  loss_weight_BT: Any
+  segment_ids_BT: Any
+  positions_BT: Any
+
+  @classmethod
+  def from_numpy(cls, rows: Mapping) -> 'Batch':
+    """From the dict of [B, T] arrays that the data pipeline yields."""
+    return cls(
+      **{f'{name}_BT': jnp.asarray(rows[name]) for name in BATCH_KEYS}
+    )
+
+
+BATCH_KEYS = ('tokens', 'targets', 'loss_weight', 'segment_ids', 'positions')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Totals:
+  """Denominators over the whole batch, before it is cut into micro-batches.
+
+  Normalising by these, and not by a micro-batch's own counts, makes every loss
+  and gradient independent of how the batch is cut (spec 5.4).
+  """
+
+  lm_weight: Any
+  mtp_weight: Any
+  valid_tokens: Any
+  rows: Any
+
+
+def totals(batch: Batch) -> Totals:
+  """Counts what the losses of `batch` are divided by."""
+  _, mtp_weight_BT = mtp.shifted_targets(
+    batch.targets_BT, batch.loss_weight_BT, batch.segment_ids_BT
+  )
+  return Totals(
+    lm_weight=jnp.sum(batch.loss_weight_BT),
+    mtp_weight=jnp.sum(mtp_weight_BT),
+    valid_tokens=jnp.sum((batch.segment_ids_BT > 0).astype(jnp.float32)),
+    rows=jnp.asarray(batch.tokens_BT.shape[0], jnp.float32),
+  )

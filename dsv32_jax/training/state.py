@@ -1,0 +1,74 @@
+"""Everything a training step changes."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from dsv32_jax.modules.moe import ROUTER_BIAS
+from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.training import optimizer
+from dsv32_jax.training.stages import Stage
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Parameters, router biases, optimizer state and position in a stage.
+
+  Attributes:
+    step: optimizer steps done in this stage, int32.
+    params: all parameters, trainable or not.
+    router_bias: selection biases, their own collection; {} without experts.
+    opt_state: of the trainable groups only.
+  """
+
+  step: Any
+  params: Any
+  router_bias: Any
+  opt_state: Any
+
+  @property
+  def variables(self) -> dict:
+    """What `model.apply` takes."""
+    return {'params': self.params, ROUTER_BIAS: self.router_bias}
+
+
+def init_variables(model: DeepSeekV32, key: Array) -> dict:
+  """Fresh variables without partitioning boxes.
+
+  Args:
+    model: the model.
+    key: seeds every parameter.
+
+  Returns:
+    {'params': ..., 'router_bias': ...}.
+  """
+  tokens_BT = jnp.zeros((1, 8), jnp.int32)
+  init = jax.jit(lambda key: nn.meta.unbox(model.init(key, tokens_BT)))
+  variables = dict(init(key))
+  variables.setdefault(ROUTER_BIAS, {})
+  return variables
+
+
+def create(
+  variables: dict, stage: Stage, tx: optax.GradientTransformation
+) -> TrainState:
+  """State at step 0 of a stage.
+
+  Args:
+    variables: from `init_variables`, a checkpoint or `load_hf`.
+    stage: decides which parameters the optimizer holds.
+    tx: the stage's optimizer.
+  """
+  trainable, _ = optimizer.split(variables['params'], stage)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    router_bias=variables.get(ROUTER_BIAS, {}),
+    opt_state=tx.init(trainable),
+  )

@@ -1,0 +1,32 @@
+"""Block sizes of the lightning indexer's implementations."""
+
+import dataclasses
+
+# Elements of one [B, block, S] block of scores. 1 MiB of float32: it is read
+# and written once a head, and once a step of the selection, so it should stay
+# in the second-level cache of a CPU core.
+_BLOCK_ELEMENTS = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class XlaConfig:
+  """Sizes of the chunked implementation.
+
+  Attributes:
+    query_block: queries scored together.
+    key_windows: how many widths of the key window are compiled; the smallest
+      that covers a query block's valid keys runs.
+  """
+
+  query_block: int
+  key_windows: int
+
+
+def xla_config(*, batch: int, num_queries: int, num_keys: int) -> XlaConfig:
+  """Block sizes for a shape: a block of scores fits a core's cache."""
+  block = 16
+  while block < 512 and batch * 2 * block * num_keys <= _BLOCK_ELEMENTS:
+    block *= 2
+  # Few windows where scoring everything is cheap: each costs compile time.
+  windows = 1 if num_keys <= 256 else 2 if num_keys < 1024 else 4
+  return XlaConfig(query_block=min(block, num_queries), key_windows=windows)
