@@ -79,6 +79,7 @@ def main(argv):
           state,
           logits_BV,
           np.zeros((_BATCH.value,), np.uint32),
+          np.array([-1], np.int32),
           num_tokens=tokens,
           attention=modes[name],
         )

@@ -98,7 +98,8 @@ class Worker:
         env=environment,
         text=True,
       )
-    assert self._process.stdin and self._process.stdout
+    assert self._process.stdin
+    assert self._process.stdout
     self._commands, self._answers = self._process.stdin, self._process.stdout
     self.first = self._answer()
 
@@ -171,7 +172,9 @@ def loss_differences(mode: str, ours: dict, theirs: dict) -> dict[str, float]:
   return differences
 
 
-def compare(size: str, mode: str, directory: pathlib.Path) -> dict:
+def compare(
+  size: str, mode: str, maxtext_python: str, directory: pathlib.Path
+) -> dict:
   """Losses and times of one mode at one size."""
   request = {'mode': mode, **SIZES[size]}
   request['tokens'] = write_tokens(
@@ -183,7 +186,7 @@ def compare(size: str, mode: str, directory: pathlib.Path) -> dict:
       arrays = str(directory / f'{experts}.npz')
       theirs = start(
         f'maxtext-{experts}',
-        os.path.expanduser(_MAXTEXT.value),
+        os.path.expanduser(maxtext_python),
         'maxtext_step.py',
         {**request, 'experts': experts, 'arrays': arrays},
         directory,
@@ -293,12 +296,12 @@ def run_crossover(directory: pathlib.Path) -> int:
   return 0
 
 
-def run_comparison(directory: pathlib.Path) -> int:
+def run_comparison(maxtext_python: str, directory: pathlib.Path) -> int:
   """Prints the comparison as it grows; 1 if a loss differs."""
   print('size    mode    step of         min ms  median ms')
   records, wrong = [], []
   for size, mode in itertools.product(_SIZES.value, _MODES.value):
-    records.append(record := compare(size, mode, directory))
+    records.append(record := compare(size, mode, maxtext_python, directory))
     for name in (*(f'maxtext-{e}' for e in _EXPERTS.value), 'ours'):
       row = record[name]
       print(
@@ -339,7 +342,7 @@ def main(argv: Sequence[str]) -> int:
         ' experiments/rivals/maxtext_requirements.txt\n'
         'and pass --maxtext_python=~/maxtext/bin/python'
       )
-    return run_comparison(directory)
+    return run_comparison(_MAXTEXT.value, directory)
 
 
 if __name__ == '__main__':

@@ -4,16 +4,19 @@ Each op is one function with `implementation=`; see README.md for the contract.
 """
 
 from pallas_kernels.grouped_matmul import grouped_matmul
-from pallas_kernels.indexer_kl import IndexerKL
-from pallas_kernels.indexer_kl import indexer_kl
+from pallas_kernels.indexer_kl import IndexerKL, indexer_kl
 from pallas_kernels.lightning_indexer import lightning_indexer
-from pallas_kernels.sparse_mla_attention import sparse_mla_attention
-from pallas_kernels.sparse_mla_attention import SparseAttentionOutput
-from pallas_kernels.topk_selector import indexed_topk
-from pallas_kernels.topk_selector import indices_to_mask
-from pallas_kernels.topk_selector import select_topk
-from pallas_kernels.topk_selector import Selection
-from pallas_kernels.topk_selector import selection_mask
+from pallas_kernels.sparse_mla_attention import (
+  SparseAttentionOutput,
+  sparse_mla_attention,
+)
+from pallas_kernels.topk_selector import (
+  Selection,
+  indexed_topk,
+  indices_to_mask,
+  select_topk,
+  selection_mask,
+)
 
 __all__ = [
   'IndexerKL',

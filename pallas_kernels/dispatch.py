@@ -16,9 +16,9 @@ reason while it is traced. Any other exception is a bug or bad input, and
 reaches the caller unchanged.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-import warnings
 
 # Every name that an op may have, now or later. A name outside this set is a
 # spelling mistake; one inside that the op lacks is merely not available.

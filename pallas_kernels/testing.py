@@ -4,8 +4,8 @@ Shared by tests and benchmarks. Works in float64 on the host, whatever the
 dtype of the inputs.
 """
 
-from collections.abc import Mapping
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax

@@ -9,16 +9,14 @@ smallest of a few compiled window widths that covers them. Causality, packed
 documents and half-empty caches are then skipped, not only masked.
 """
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Bool
-from jaxtyping import Int
+from jax import lax
+from jaxtyping import Array, Bool, Int
 
 _ALIGNMENT = 128
 
@@ -140,9 +138,7 @@ def query_slice(x: Array, i: Int[Array, ''] | int, *, block: int) -> Array:
   return lax.dynamic_slice_in_dim(x, i * block, block, axis=1)
 
 
-def map_query_blocks(
-  f: Callable[..., Any], *arrays: Array, block: int
-) -> Any:
+def map_query_blocks(f: Callable[..., Any], *arrays: Array, block: int) -> Any:
   """Applies `f` to blocks of axis 1, one after the other, and joins them.
 
   Args:

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   'inference': {'modules', 'sharding', 'chat'},
   'agents': {'chat'},
   'rl': {'agents', 'inference', 'training', 'losses'},
-  'evaluation': {'agents', 'inference', 'data'},
+  'evaluation': {'agents', 'inference', 'data', 'checkpoints'},
 }
 
 # Installed packages, for the parts that are held to few: the only ones allowed

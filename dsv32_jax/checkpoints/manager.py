@@ -128,6 +128,8 @@ class CheckpointManager:
     stored = {path: leaf for path, leaf in leaves.items() if leaf.size}
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        _remove_unfinished(self.directory)
       self._checkpointer.save(
         path,
         args=ocp.args.Composite(
@@ -214,7 +216,7 @@ class CheckpointManager:
         self._damaged.discard(step)
     _remove_unfinished(self.directory)
 
-  def _failure(self, step: int, error: Exception) -> CheckpointError:
+  def _failure(self, step: int, error: Exception) -> reading.CheckpointError:
     """One line on a failed save; makes room by removing what it left."""
     path = reading.path_of(self.directory, step)
     free = shutil.disk_usage(_existing_parent(self.directory)).free

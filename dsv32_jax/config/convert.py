@@ -15,6 +15,16 @@ def to_dict(config: Any) -> dict:
   }
 
 
+def _plain(value: Any) -> Any:
+  if dataclasses.is_dataclass(value):
+    return to_dict(value)
+  if isinstance(value, Mapping):
+    return {key: _plain(item) for key, item in value.items()}
+  if isinstance(value, (tuple, list)):
+    return tuple(_plain(item) for item in value)
+  return value
+
+
 def from_dict(cls: type, values: Mapping, *, path: str = '') -> Any:
   """Builds a config dataclass from a nested dict.
 

@@ -6,6 +6,8 @@ plain data: no arrays and no third-party imports.
 """
 
 import dataclasses
+import types
+import typing
 from typing import Literal
 
 Selector = Literal['all', 'indexer', 'oracle', 'window', 'random']
@@ -37,18 +39,16 @@ def check_types(config: object) -> None:
     value = getattr(config, field.name)
     where = f'{type(config).__name__}.{field.name}'
     kind = field.type
-    if getattr(kind, '__origin__', None) is Literal:
+    if typing.get_origin(kind) is Literal:
+      choices = typing.get_args(kind)
       _require(
-        value in kind.__args__,
-        f'{where}: got {value!r}, expected one of {list(kind.__args__)}',
+        value in choices,
+        f'{where}: got {value!r}, expected one of {list(choices)}',
       )
       continue
-    options = getattr(kind, '__args__', None) or (kind,)
-    options = tuple(
-      getattr(option, '__origin__', None) or option for option in options
-    )
-    if getattr(kind, '__origin__', None) is tuple:
-      options = (tuple,)
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    options = typing.get_args(kind) if is_union else (kind,)
+    options = tuple(typing.get_origin(option) or option for option in options)
     if isinstance(value, bool) and bool not in options:
       ok = False
     elif isinstance(value, int) and float in options:

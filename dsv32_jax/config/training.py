@@ -246,4 +246,38 @@ class RunConfig:
           f'stages.{name}.init_from: got {start!r}, expected a stage that '
           f'comes before {name!r} in order {list(self.order)}',
         )
+      self._check_stage(name)
       done.append(name)
+
+  def _check_stage(self, name: str) -> None:
+    """Refuses a stage that its model cannot run, before anything is loaded."""
+    stage, model = self.stages[name], self.stage_model(name)
+    try:
+      if stage.kind == 'dense_warmup' or (
+        stage.kind == 'sparse_training' and stage.selector == 'indexer'
+      ):
+        model.require_indexer()
+      _require(
+        stage.kind != 'sparse_training'
+        or stage.selector == 'all'
+        or model.index_topk < stage.data.seq_len,
+        f'index_topk: got {model.index_topk}, expected less than '
+        f'data.seq_len {stage.data.seq_len} (else sparse training selects '
+        'every token)',
+      )
+    except ValueError as error:
+      raise ValueError(f'stages.{name}: {error}') from None
+
+  def stage_model(self, name: str) -> ModelConfig:
+    """The architecture during a stage: YaRN and k follow its ancestors."""
+    stage = self.stages[name]
+    if stage.init_from in self.stages:
+      model = self.stage_model(stage.init_from)
+    else:
+      model = self.model
+    changes: dict = {}
+    if stage.rope_scaling is not None:
+      changes['rope_scaling'] = stage.rope_scaling
+    if stage.index_topk is not None:
+      changes['index_topk'] = stage.index_topk
+    return dataclasses.replace(model, **changes)

@@ -204,10 +204,16 @@ def _place_regularly(
 def place_at_distance(
   rng: np.random.Generator, *, seq_len: int, num_pairs: int, distance: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Places as many pairs as fit, up to `num_pairs`, all at one distance."""
+  """Places as many pairs as fit, up to `num_pairs`, all at one distance.
+
+  Queries stand in the second half of the row. Near its beginning a budget of k
+  tokens covers most of what there is, so that short distances would be easier
+  for a selector that knows nothing.
+  """
   free = np.ones(seq_len + 1, bool)
   pairs = []
-  for at in rng.permutation(seq_len - distance).tolist():
+  first = max(seq_len // 2 - distance, 0)
+  for at in (first + rng.permutation(seq_len - distance - first)).tolist():
     query = at + distance
     if free[at] and free[query] and free[query + 1] and distance > 0:
       free[at] = free[query] = free[query + 1] = False

@@ -4,16 +4,19 @@ Letters: B batch, T tokens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from dsv32_jax.config.model import AttentionMode
 from dsv32_jax.losses import language_model
 from dsv32_jax.modules.transformer import DeepSeekV32
-from dsv32_jax.training.batch import Batch
+
+_KEYS = ('tokens', 'targets', 'segment_ids', 'positions')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,26 +61,14 @@ def held_out_loss(
     ValueError: if there is no batch.
   """
 
-  @jax.jit
-  def run(variables, batch: Batch, key):
-    output = model.apply(
-      variables,
-      batch.tokens_BT,
-      segment_ids_BT=batch.segment_ids_BT,
-      positions_BT=batch.positions_BT,
-      attention=attention,
-      rngs={'selection': key},
-    )  # pyrefly: ignore
-    ce_BT = language_model.cross_entropy(output.logits_BTV, batch.targets_BT)
-    valid = jnp.sum(batch.segment_ids_BT > 0)
-    return ce_BT, jnp.mean(output.num_pairs_L) / valid
-
   losses, weights, pairs = [], [], []
   for index, rows in enumerate(batches):
-    ce_BT, per_token = run(
+    ce_BT, per_token = _token_losses(
       variables,
-      Batch.from_numpy(rows),
+      {name: rows[name] for name in _KEYS},
       jax.random.fold_in(jax.random.key(seed), index),
+      model=model,
+      attention=attention,
     )
     losses.append(np.asarray(ce_BT, np.float64))
     weights.append(np.asarray(rows['loss_weight']) > 0)
@@ -95,3 +86,27 @@ def held_out_loss(
     by_position=by_position.tolist(),
     pairs_per_token=float(np.mean(pairs)),
   )
+
+
+# At module level and static in the model: one compilation serves every caller.
+@functools.partial(jax.jit, static_argnames=('model', 'attention'))
+def _token_losses(
+  variables: dict,
+  rows: Mapping[str, Array],
+  key: Array,
+  *,
+  model: DeepSeekV32,
+  attention: AttentionMode,
+) -> tuple[Array, Array]:
+  """Each token's loss [B, T], and attended pairs a token and layer."""
+  output = model.apply(
+    variables,
+    rows['tokens'],
+    segment_ids_BT=rows['segment_ids'],
+    positions_BT=rows['positions'],
+    attention=attention,
+    rngs={'selection': key},
+  )  # pyrefly: ignore
+  ce_BT = language_model.cross_entropy(output.logits_BTV, rows['targets'])
+  valid = jnp.sum(rows['segment_ids'] > 0)
+  return ce_BT, jnp.mean(output.num_pairs_L) / valid

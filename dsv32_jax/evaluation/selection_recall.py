@@ -12,6 +12,7 @@ Letters: B batch, T query tokens, S key tokens, L layers.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -67,6 +68,8 @@ class SelectionQuality:
     }
 
 
+# Static in the model: one compilation serves training runs and reports alike.
+@functools.partial(jax.jit, static_argnames=('model', 'k'))
 def selection_quality(
   model: DeepSeekV32,
   variables: dict,

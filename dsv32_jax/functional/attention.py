@@ -12,9 +12,9 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dsv32_jax.functional import masking

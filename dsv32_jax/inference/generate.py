@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from dsv32_jax.config.model import SPARSE, AttentionMode, ModelConfig
 from dsv32_jax.functional import latent_cache
@@ -27,6 +27,7 @@ from dsv32_jax.modules.transformer import DeepSeekV32
 
 _CHUNK = 512
 _SMALLEST_CHUNK = 16
+_NO_TOKEN = -1
 
 
 @jax.tree_util.register_dataclass
@@ -147,11 +148,16 @@ def prefill(
     room = state.capacity - int(offset_B.max())
     width = min(_bucket(min(chunk, T - start)), room)
     piece_BT = np.zeros((B, width), np.int32)
-    real = tokens_BT[:, start : start + min(chunk, width)]
-    piece_BT[:, : real.shape[1]] = real
-    new_B = np.clip(lengths_B - start, 0, min(chunk, T - start))
+    real_BT = tokens_BT[:, start : start + chunk]
+    piece_BT[:, : real_BT.shape[1]] = real_BT
+    new_B = np.clip(lengths_B - start, 0, real_BT.shape[1])
     latest_BV, state = extend(
-      model, variables, state, piece_BT, new_B, attention=attention
+      model,
+      variables,
+      state,
+      piece_BT,
+      new_B,
+      attention=_resolved(attention, num_queries=width),
     )
     offset_B = offset_B + new_B
     if logits_BV is None:
@@ -189,8 +195,20 @@ def decode_step(
     state,
     tokens_B[:, None],
     np.ones(tokens_B.shape, np.int32),
-    attention=attention,
+    attention=_resolved(attention, num_queries=1),
   )
+
+
+def _resolved(attention: AttentionMode, *, num_queries: int) -> AttentionMode:
+  """The mode with `absorbed` settled, so that equal modes share a program.
+
+  A single query is always absorbed unless it is forbidden: MHA mode would
+  expand every cached latent for it.
+  """
+  if attention.absorbed is not None:
+    return attention
+  absorbed = attention.is_sparse or num_queries == 1
+  return dataclasses.replace(attention, absorbed=absorbed)
 
 
 @functools.partial(
@@ -216,13 +234,10 @@ def extend(
     Logits after each row's last token that counts (of no meaning where none
     does), and the state.
   """
-  if tokens_BT.shape[1] == 1 and attention.absorbed is None:
-    # MHA mode would expand every cached latent for a single query.
-    attention = dataclasses.replace(attention, absorbed=True)
   output = model.apply(
     variables,
     tokens_BT,
-    attention=attention,
+    attention=_resolved(attention, num_queries=tokens_BT.shape[1]),
     caches=state.caches,
     cache_length_B=state.length_B,
   )
@@ -255,7 +270,7 @@ class _Loop:
 
 @functools.partial(
   jax.jit,
-  static_argnames=('model', 'num_tokens', 'sampling', 'attention', 'eos'),
+  static_argnames=('model', 'num_tokens', 'sampling', 'attention'),
   donate_argnames=('state',),
 )
 def decode(
@@ -263,12 +278,12 @@ def decode(
   variables: dict,
   state: DecodeState,
   logits_BV: Float[Array, 'B V'],
-  seed_B: Int[Array, ' B'],
+  seed_B: Integer[Array, ' B'],
+  eos_E: Int[Array, ' E'],
   *,
   num_tokens: int,
   sampling: Sampling = GREEDY,
   attention: AttentionMode = SPARSE,
-  eos: tuple[int, ...] = (),
 ) -> tuple[Array, Array, Array, Array, DecodeState]:
   """Draws up to `num_tokens` tokens in one program, without leaving the device.
 
@@ -278,10 +293,11 @@ def decode(
     state: caches after the prompts; given up (donated).
     logits_BV: logits after the prompts.
     seed_B: each request's seed.
+    eos_E: a request ends after any of these, and decoding when all have; -1
+      is no token.
     num_tokens: N.
     sampling: how to draw.
     attention: dense or sparse.
-    eos: a request ends after any of these; decoding stops when all have.
 
   Returns:
     The four fields of `Generation` as device arrays, and the state. The last
@@ -299,9 +315,7 @@ def decode(
     )
     latest_B = loop.tokens_BN[:, jnp.maximum(loop.step - 1, 0)]
     token_B = jnp.where(loop.done_B, latest_B, drawn.token_B)
-    is_eos_B = jnp.zeros((B,), jnp.bool)
-    for token in eos:
-      is_eos_B = is_eos_B | (token_B == token)
+    is_eos_B = jnp.any(token_B[:, None] == eos_E[None, :], axis=-1)
 
     def record(rows_BN, value_B):
       return jax.lax.dynamic_update_slice_in_dim(
@@ -443,10 +457,10 @@ def generate(
     state,
     logits_BV,
     np.asarray(seeds, np.uint32),
+    np.array([*eos] or [_NO_TOKEN], np.int32),
     num_tokens=max_new_tokens,
     sampling=sampling,
-    attention=attention,
-    eos=tuple(eos),
+    attention=_resolved(attention, num_queries=1),
   )
   return Generation(*(np.asarray(field) for field in fields))
 

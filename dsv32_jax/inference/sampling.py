@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def kept_tokens(
   return jnp.take_along_axis(kept_BV, rank_of_token_BV, axis=-1)
 
 
-def request_keys(seed_B: Int[Array, ' B']) -> Key[Array, ' B']:
+def request_keys(seed_B: Integer[Array, ' B']) -> Key[Array, ' B']:
   """One key a request, from its seed alone."""
   return jax.vmap(jax.random.key)(seed_B)
 

@@ -146,6 +146,8 @@ class DeepSeekSparseAttention(nn.Module):
         index.k_index_BTI,
         start_B=context.cache_length_B,
       )
+      # Else XLA fuses the write into every reader, each with its own copy.
+      cache = jax.lax.optimization_barrier(cache)
       latent_BSX = cache.latent_BSX.astype(x_BTD.dtype)
       k_index_BSI = cache.k_index_BSI.astype(x_BTD.dtype)
     indices_BTK = None
@@ -273,7 +275,8 @@ class DeepSeekSparseAttention(nn.Module):
         context.row_weight_BT,
         scale=mla.scale,
         indices_BTK=indices_BTK,
-        **ranges,
+        # A selected set says by itself which keys count.
+        **(ranges if indices_BTK is None else {}),
       ).loss
     return u_BTD, indexer_kl
 

@@ -77,7 +77,7 @@ def shapes(state: Any) -> Any:
 
 
 def place_rows(
-  rows: Rows, mesh: jax.sharding.Mesh | None
+  rows: dict[str, np.ndarray], mesh: jax.sharding.Mesh | None
 ) -> dict[str, jax.Array]:
   """Puts this process's rows on its devices."""
   if mesh is None:

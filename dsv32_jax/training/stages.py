@@ -107,13 +107,3 @@ def build(config: StageConfig, model: ModelConfig) -> Stage:
         **common,
       )
   raise ValueError(f'kind: got {config.kind!r}')
-
-
-def model_config(config: StageConfig, model: ModelConfig) -> ModelConfig:
-  """The architecture during the stage: YaRN and k may change."""
-  changes: dict = {}
-  if config.rope_scaling is not None:
-    changes['rope_scaling'] = config.rope_scaling
-  if config.index_topk is not None:
-    changes['index_topk'] = config.index_topk
-  return dataclasses.replace(model, **changes)

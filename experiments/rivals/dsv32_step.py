@@ -3,9 +3,9 @@
 The same config T0, tokens and protocol; the weights are MaxText's when the
 request names a file of them, else our own random ones.
 
-  JAX_PLATFORMS=cpu python dsv32_step.py '{"mode": "sparse", "batch": 2, "length": 256,
-    "index_topk": 64, "remat": "full", "arrays": "/tmp/theirs.npz",
-    "tokens": "/tmp/tokens.npy"}'
+  JAX_PLATFORMS=cpu python dsv32_step.py '{"mode": "sparse",
+    "batch": 2, "length": 256, "index_topk": 64, "remat": "full",
+    "arrays": "/tmp/theirs.npz", "tokens": "/tmp/tokens.npy"}'
 """
 
 import dataclasses
@@ -110,6 +110,7 @@ def main():
   compile_s = time.perf_counter() - started
   train_state, metrics = compiled(train_state, batch, key)
   kl_L = np.asarray(metrics.get('indexer_kl_L', np.zeros(0)), np.float64)
+  memory = compiled.memory_analysis()
   answer = {
     'lm_loss': float(metrics.get('loss/lm', 0.0)),
     'indexer_loss': float(kl_L.mean()) if kl_L.size else 0.0,
@@ -118,7 +119,7 @@ def main():
     'device': jax.devices()[0].device_kind,
     'gflop': (compiled.cost_analysis() or {}).get('flops', 0.0) / 1e9,
     'jax': jax.__version__,
-    'temp_mib': compiled.memory_analysis().temp_size_in_bytes / 2**20,
+    'temp_mib': memory.temp_size_in_bytes / 2**20 if memory else None,
   }
   print(json.dumps(answer), flush=True)
   for line in sys.stdin:

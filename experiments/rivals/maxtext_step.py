@@ -8,9 +8,9 @@ time: a number of steps to run, answered by one JSON line with their times.
 (MaxText prints other lines between; DECOUPLE_GCLOUD keeps it from looking for
 Google Cloud.)
 
-  JAX_PLATFORMS=cpu DECOUPLE_GCLOUD=TRUE python maxtext_step.py '{"mode": "sparse", "batch": 2, "length": 256,
-    "index_topk": 64, "experts": "einsum", "tokens": "/tmp/tokens.npy",
-    "arrays": "/tmp/theirs.npz"}'
+  JAX_PLATFORMS=cpu DECOUPLE_GCLOUD=TRUE python maxtext_step.py '{"mode":
+    "sparse", "batch": 2, "length": 256, "index_topk": 64, "experts":
+    "einsum", "tokens": "/tmp/tokens.npy", "arrays": "/tmp/theirs.npz"}'
 """
 
 import json
@@ -171,7 +171,7 @@ def main():
   tokens = np.load(request['tokens'])
   graph, pure = nnx.split(state)
   batch = token_batch(tokens)
-  np.savez(request['arrays'], **parameters(state))
+  np.savez(request['arrays'], **parameters(state))  # pyrefly: ignore
   param_sharding, state_sharding = (
     sharding.maybe_update_params_sharding_with_opt(cfg, state_sharding)
   )

@@ -4,18 +4,17 @@ Letters: B batch, T queries, S keys, J indexer heads, I indexer width, H heads
 of the main attention, G of its keys, X its width, K selected keys.
 """
 
-from collections.abc import Sequence
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.indexer_kl import reference
-from pallas_kernels.indexer_kl import xla
+from pallas_kernels.indexer_kl import reference, xla
 
 IMPLEMENTATIONS = {
   'xla': xla.indexer_kl,
@@ -97,15 +96,25 @@ def indexer_kl(
     >>> q_index, k_index, w = jnp.ones((1, 2, 1, 4)), jnp.ones((1, 2, 4)), ...
     >>> attention = pk.sparse_mla_attention(q, kv, keys, ...)
     >>> indexer_kl(
-    ...   q_index, k_index, w, q, kv[:, :, None], attention.lse_BTH, weight,
-    ...   scale=0.5, indices_BTK=keys,
+    ...   q_index,
+    ...   k_index,
+    ...   w,
+    ...   q,
+    ...   kv[:, :, None],
+    ...   attention.lse_BTH,
+    ...   weight,
+    ...   scale=0.5,
+    ...   indices_BTK=keys,
     ... ).loss
   """
   batch, num_queries, num_heads, width = q_BTHX.shape
   num_keys, num_key_heads = k_BSGX.shape[1:3]
   index_heads, index_width = q_index_BTJI.shape[2:]
   expected = {
-    'q_index_BTJI': (q_index_BTJI, (batch, num_queries, *q_index_BTJI.shape[2:])),
+    'q_index_BTJI': (
+      q_index_BTJI,
+      (batch, num_queries, *q_index_BTJI.shape[2:]),
+    ),
     'k_index_BSI': (k_index_BSI, (batch, num_keys, index_width)),
     'w_index_BTJ': (w_index_BTJ, (batch, num_queries, index_heads)),
     'k_BSGX': (k_BSGX, (batch, num_keys, num_key_heads, width)),

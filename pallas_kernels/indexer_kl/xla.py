@@ -10,13 +10,12 @@ preceding keys, or a selection as a mask), `xla_gather` reads selected rows.
 import functools
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.indexer_kl import config as config_lib
-from pallas_kernels.indexer_kl import xla_blocked
-from pallas_kernels.indexer_kl import xla_gather
+from pallas_kernels.indexer_kl import xla_blocked, xla_gather
 from pallas_kernels.sparse_mla_attention import config as attention_config
 
 
@@ -49,6 +48,7 @@ def indexer_kl(
   row_weight_BT = row_weight_BT.astype(jnp.float32)
   used_BT = row_weight_BT != 0
   if indices_BTK is None:
+    assert key_start_BT is not None and key_end_BT is not None, 'api fills them'
     valid = (key_start_BT, jnp.where(used_BT, key_end_BT, key_start_BT))
   else:
     valid = (jnp.where(used_BT[..., None], indices_BTK, -1),)
@@ -85,8 +85,14 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 def _sweep(arrays, row_weight_BT, valid, scale, config, with_gradients):
   sweep = xla_gather.sweep if config.form == 'gather' else xla_blocked.sweep
+  q_index_BTJI, k_index_BSI, w_index_BTJ, q_BTHX, k_BSGX, lse_BTH = arrays
   return sweep(
-    *arrays,
+    q_index_BTJI,
+    k_index_BSI,
+    w_index_BTJ,
+    q_BTHX,
+    k_BSGX,
+    lse_BTH,
     row_weight_BT,
     valid,
     scale=scale,

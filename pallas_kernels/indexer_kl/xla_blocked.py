@@ -12,8 +12,8 @@ selected keys, P queries of a step, M keys of a block.
 """
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.sparse_mla_attention import config as config_lib
 from pallas_kernels.sparse_mla_attention import selection
@@ -32,7 +32,7 @@ def sweep(
   scale: float,
   config: config_lib.XlaConfig,
   with_gradients: bool,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array] | None]:
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Divergence of each row, and float32 gradients of the weighted sum.
 
   Args:
@@ -46,7 +46,7 @@ def sweep(
     valid: (start_BT, end_BT) or (indices_BTK,).
     scale: factor of the main attention's scores.
     config: block sizes.
-    with_gradients: False skips the gradients, and returns None for them.
+    with_gradients: False skips the gradients, and returns () for them.
   """
   num_queries, num_heads = q_BTHX.shape[1:3]
   true_keys, key_heads = k_BSGX.shape[1:3]
@@ -60,7 +60,7 @@ def sweep(
   lse_BTGr = lse_BTH.reshape(*q_BTGrX.shape[:4])
   selected = len(valid) == 1
 
-  def step(d_k_BIS, inputs):
+  def step(d_k, inputs):
     (q_index_BPJI, w_BPJ, q_BPGrX, lse_BPGr, weight_BP, *valid_P) = inputs
     *valid_P, first, end = valid_P
     q_index_BJPI = jnp.swapaxes(q_index_BPJI, 1, 2)
@@ -105,16 +105,14 @@ def sweep(
       ),
     )
     # Rows without keys use no logarithm: any finite value does.
-    log_total_BP = jnp.where(
-      total_BP == 0, 0.0, highest_BP + jnp.log(total_BP)
-    )
+    log_total_BP = jnp.where(total_BP == 0, 0.0, highest_BP + jnp.log(total_BP))
     if with_gradients:
       wq_BIJP = jnp.transpose(
         w_BJP1 * q_index_BJPI.astype(jnp.float32), (0, 3, 1, 2)
       ).astype(dtype)
 
     def compare(block, carry):
-      kl_BP, a_BJPI, d_k_BIS = carry
+      kl_BP, *sums = carry
       k_BMI, valid_BPM, dots_BJPM, scores_BPM = index_scores(block)
       k_BGMX = selection.block_of(k_BGSX, block, size, 2)
       main_BGrPM = scale * _product('bgrpx,bgmx->bgrpm', q_BGrPX, k_BGMX)
@@ -126,6 +124,7 @@ def sweep(
         jnp.where(valid_BPM, p_BPM * (log_p_BPM - log_q_BPM), 0.0), axis=-1
       )
       if with_gradients:
+        a_BJPI, d_k_BIS = sums
         g_BPM = jnp.where(
           valid_BPM, weight_BP[..., None] * (jnp.exp(log_q_BPM) - p_BPM), 0.0
         )
@@ -133,41 +132,42 @@ def sweep(
         a_BJPI += _product('bjpm,bmi->bjpi', m_BJPM, k_BMI)
         d_k_BIM = _product('bijp,bjpm->bim', wq_BIJP, m_BJPM)
         d_k_BIS = selection.add_block(d_k_BIS, d_k_BIM, block, size, 2)
-      return kl_BP, a_BJPI, d_k_BIS
+        sums = (a_BJPI, d_k_BIS)
+      return kl_BP, *sums
 
-    a_BJPI = None
+    sums = ()
     if with_gradients:
-      a_BJPI = jnp.zeros(q_index_BJPI.shape, jnp.float32)
-    kl_BP, a_BJPI, d_k_BIS = lax.fori_loop(
-      first, end, compare, (jnp.zeros(rows, jnp.float32), a_BJPI, d_k_BIS)
+      sums = (jnp.zeros(q_index_BJPI.shape, jnp.float32), *d_k)
+    kl_BP, *sums = lax.fori_loop(
+      first, end, compare, (jnp.zeros(rows, jnp.float32), *sums)
     )
     if not with_gradients:
-      return None, (kl_BP, None, None)
+      return (), (kl_BP,)
+    a_BJPI, d_k_BIS = sums
     d_q_BPJI = jnp.swapaxes(w_BJP1 * a_BJPI, 1, 2)
     d_w_BJP = jnp.sum(q_index_BJPI.astype(jnp.float32) * a_BJPI, axis=-1)
-    return d_k_BIS, (kl_BP, d_q_BPJI, jnp.swapaxes(d_w_BJP, 1, 2))
+    return (d_k_BIS,), (kl_BP, d_q_BPJI, jnp.swapaxes(d_w_BJP, 1, 2))
 
-  d_k_BIS = None
+  d_k = ()
   if with_gradients:
-    d_k_BIS = jnp.zeros((batch, index_width, num_keys), jnp.float32)
-  split = lambda x, value=0: selection.split_queries(x, queries, value)
+    d_k = (jnp.zeros((batch, index_width, num_keys), jnp.float32),)
+
+  def split(x, value=0):
+    return selection.split_queries(x, queries, value)
+
   if selected:
     valid_N = (split(valid[0], -1),)
     blocks_N = selection.selected_blocks(valid_N[0], size, num_keys)
   else:
     valid_N = tuple(split(x) for x in valid)
-    blocks_N = _range_blocks(*valid_N, size, num_keys)
+    blocks_N = _range_blocks(valid_N[0], valid_N[1], size, num_keys)
   rows_N = (q_index_BTJI, w_index_BTJ, q_BTGrX, lse_BTGr, row_weight_BT)
-  d_k_BIS, (kl, d_q, d_w) = lax.scan(
-    step, d_k_BIS, (*map(split, rows_N), *valid_N, *blocks_N)
-  )
-  kl_BT = selection.join_queries(kl, num_queries)
+  d_k, outputs = lax.scan(step, d_k, (*map(split, rows_N), *valid_N, *blocks_N))
+  kl_BT, *d_rows = (selection.join_queries(x, num_queries) for x in outputs)
   if not with_gradients:
-    return kl_BT, None
-  d_k_BSI = jnp.swapaxes(d_k_BIS, 1, 2)[:, :true_keys]
-  d_q_BTJI = selection.join_queries(d_q, num_queries)
-  d_w_BTJ = selection.join_queries(d_w, num_queries)
-  return kl_BT, (d_q_BTJI, d_k_BSI, d_w_BTJ)
+    return kl_BT, ()
+  d_k_BSI = jnp.swapaxes(d_k[0], 1, 2)[:, :true_keys]
+  return kl_BT, (d_rows[0], d_k_BSI, d_rows[1])
 
 
 def _range_blocks(start_NBP, end_NBP, size, num_keys):

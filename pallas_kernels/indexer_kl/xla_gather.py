@@ -8,8 +8,8 @@ selected keys, P queries of a step.
 """
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.sparse_mla_attention import config as config_lib
 from pallas_kernels.sparse_mla_attention import selection
@@ -28,7 +28,7 @@ def sweep(
   scale: float,
   config: config_lib.XlaConfig,
   with_gradients: bool,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array] | None]:
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Divergence of each row, and float32 gradients of the weighted sum.
 
   Takes what `xla_blocked.sweep` takes, with `valid` = (indices_BTK,).
@@ -40,7 +40,7 @@ def sweep(
   )
   lse_BTGr = lse_BTH.reshape(*q_BTGrX.shape[:4])
 
-  def step(d_k_BSI, inputs):
+  def step(d_k, inputs):
     q_BPJI, w_BPJ, q_BPGrX, lse_BPGr, weight_BP, indices_BPK = inputs
     valid_BPK = indices_BPK >= 0
     w_BPJ1 = w_BPJ[..., None].astype(jnp.float32)
@@ -63,7 +63,7 @@ def sweep(
       jnp.where(valid_BPK, p_BPK * (log_p_BPK - log_q_BPK), 0.0), axis=-1
     )
     if not with_gradients:
-      return None, (kl_BP, None, None)
+      return (), (kl_BP,)
 
     g_BPK = jnp.where(
       valid_BPK, weight_BP[..., None] * (jnp.exp(log_q_BPK) - p_BPK), 0.0
@@ -75,30 +75,26 @@ def sweep(
       'bpjk,bpji->bpki', m_BPJK, (w_BPJ1 * q_BPJI).astype(dtype)
     )
     d_k_BSI = selection.add_rows(
-      d_k_BSI,
+      d_k[0],
       indices_BPK,
       d_rows_BPKI,
       in_sorted_order=config.sorted_scatter,
     )
     d_w_BPJ = jnp.sum(q_BPJI * a_BPJI, axis=-1)
-    return d_k_BSI, (kl_BP, w_BPJ1 * a_BPJI, d_w_BPJ)
+    return (d_k_BSI,), (kl_BP, w_BPJ1 * a_BPJI, d_w_BPJ)
 
-  split = lambda x, value=0: selection.split_queries(
-    x, config.block_queries, value
-  )
-  d_k_BSI = None
+  def split(x, value=0):
+    return selection.split_queries(x, config.block_queries, value)
+
+  d_k = ()
   if with_gradients:
-    d_k_BSI = jnp.zeros(k_index_BSI.shape, jnp.float32)
+    d_k = (jnp.zeros(k_index_BSI.shape, jnp.float32),)
   rows_N = (q_index_BTJI, w_index_BTJ, q_BTGrX, lse_BTGr, row_weight_BT)
-  d_k_BSI, (kl, d_q, d_w) = lax.scan(
-    step, d_k_BSI, (*map(split, rows_N), split(valid[0], -1))
-  )
-  kl_BT = selection.join_queries(kl, num_queries)
+  d_k, outputs = lax.scan(step, d_k, (*map(split, rows_N), split(valid[0], -1)))
+  kl_BT, *d_rows = (selection.join_queries(x, num_queries) for x in outputs)
   if not with_gradients:
-    return kl_BT, None
-  d_q_BTJI = selection.join_queries(d_q, num_queries)
-  d_w_BTJ = selection.join_queries(d_w, num_queries)
-  return kl_BT, (d_q_BTJI, d_k_BSI, d_w_BTJ)
+    return kl_BT, ()
+  return kl_BT, (d_rows[0], d_k[0], d_rows[1])
 
 
 def _product(equation, x, y):

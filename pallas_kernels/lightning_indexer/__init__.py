@@ -1,6 +1,8 @@
 """Lightning indexer: I[t, s] = sum_j w[t, j] ReLU(q[t, j] . k[s])."""
 
-from pallas_kernels.lightning_indexer.api import IMPLEMENTATIONS
-from pallas_kernels.lightning_indexer.api import lightning_indexer
+from pallas_kernels.lightning_indexer.api import (
+  IMPLEMENTATIONS,
+  lightning_indexer,
+)
 
 __all__ = ['IMPLEMENTATIONS', 'lightning_indexer']

@@ -5,14 +5,10 @@ dim.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Float
-from jaxtyping import Float32
-from jaxtyping import Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_indexer import reference
-from pallas_kernels.lightning_indexer import xla
+from pallas_kernels.lightning_indexer import reference, xla
 
 # Best first. A device kernel is one file more, and one line here.
 IMPLEMENTATIONS = {
@@ -38,7 +34,8 @@ def lightning_indexer(
   Example:
     >>> scores_BTS = lightning_indexer(q_BTJI, k_BSI, w_BTJ)
     >>> scores_BTS = lightning_indexer(
-    ...   q_BTJI, k_BSI, w_BTJ, key_start_BT=start_BT, key_end_BT=end_BT)
+    ...   q_BTJI, k_BSI, w_BTJ, key_start_BT=start_BT, key_end_BT=end_BT
+    ... )
 
   Args:
     q_index_BTJI: indexer queries, float32 or bfloat16.

@@ -61,9 +61,7 @@ BENCHMARK_SPECS = {
   'cpu_train': ArgSpec(batch=8, queries=512, keys=512, heads=8, dim=32),
   'tiny_long': ArgSpec(batch=1, queries=4096, keys=4096, heads=16, dim=16),
   'tiny_decode_1k': ArgSpec(batch=1, queries=1, keys=1024, heads=16, dim=16),
-  'tiny_decode_16k': ArgSpec(
-    batch=1, queries=1, keys=16384, heads=16, dim=16
-  ),
+  'tiny_decode_16k': ArgSpec(batch=1, queries=1, keys=16384, heads=16, dim=16),
   'v32_prefill_32k': ArgSpec(
     batch=1, queries=4096, keys=32768, heads=64, dim=128
   ),

@@ -6,10 +6,7 @@ dim.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Float
-from jaxtyping import Float32
-from jaxtyping import Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 
 def lightning_indexer(

@@ -10,14 +10,10 @@ on the batch it came in.
 """
 
 import jax
-from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Float
-from jaxtyping import Float32
-from jaxtyping import Int
-from jaxtyping import Int32
 import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int, Int32
 
 from pallas_kernels import windows
 from pallas_kernels.lightning_indexer import config
@@ -55,9 +51,7 @@ def score_window(
 ) -> Float32[Array, 'B T W']:
   """Scores of the keys offset .. offset + W - 1, -inf outside the ranges."""
 
-  def add_head(
-    acc_BTW: Array, head: tuple[Array, Array]
-  ) -> tuple[Array, None]:
+  def add_head(acc_BTW: Array, head: tuple[Array, Array]) -> tuple[Array, None]:
     q_BTI, w_BT = head
     relu_BTW = jax.nn.relu(_dots(q_BTI, k_BWI))
     return acc_BTW + w_BT[..., None] * relu_BTW, None

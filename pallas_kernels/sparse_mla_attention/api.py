@@ -4,16 +4,15 @@ Letters: B batch, T queries, S keys, H heads, C latent width, X = C + rope
 width, K selected keys.
 """
 
-from collections.abc import Sequence
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.sparse_mla_attention import reference
-from pallas_kernels.sparse_mla_attention import xla
+from pallas_kernels.sparse_mla_attention import reference, xla
 
 IMPLEMENTATIONS = {
   'xla': xla.sparse_mla_attention,

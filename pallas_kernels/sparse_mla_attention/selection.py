@@ -7,8 +7,8 @@ Letters: B batch, T queries, S keys, K selected keys, W any row width, N steps.
 """
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 
 def pad_axis(
@@ -41,7 +41,10 @@ def join_queries(x: jax.Array, num_queries: int) -> jax.Array:
 
 def gather_rows(rows_BSW: jax.Array, indices_BTK: jax.Array) -> jax.Array:
   """The selected rows [B, T, K, ...]; -1 gives some row, to be masked."""
-  take = lambda rows, indices: rows.at[indices].get(mode='clip')
+
+  def take(rows, indices):
+    return rows.at[indices].get(mode='clip')
+
   return jax.vmap(take)(rows_BSW, indices_BTK)
 
 
@@ -85,9 +88,10 @@ def add_rows(
       combine, (updates_BNW, first_BN[..., None]), axis=1
     )
     indices_BN = jnp.where(last_BN, indices_BN, num_rows)
-  add = lambda total, indices, updates: total.at[indices].add(
-    updates, mode='drop'
-  )
+
+  def add(total, indices, updates):
+    return total.at[indices].add(updates, mode='drop')
+
   return jax.vmap(add)(total_BSW, indices_BN, updates_BNW)
 
 
@@ -95,7 +99,10 @@ def selection_mask(indices_BTK: jax.Array, num_keys: int) -> jax.Array:
   """Boolean [B, T, S], true at the selected keys."""
   # Out of range, hence dropped: a negative index would count from the end.
   indices_BTK = jnp.where(indices_BTK < 0, num_keys, indices_BTK)
-  mark = lambda i: jnp.zeros(num_keys, bool).at[i].set(True, mode='drop')
+
+  def mark(i):
+    return jnp.zeros(num_keys, bool).at[i].set(True, mode='drop')
+
   return jax.vmap(jax.vmap(mark))(indices_BTK)
 
 

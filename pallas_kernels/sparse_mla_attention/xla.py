@@ -12,14 +12,13 @@ width, K selected keys, P queries of a step.
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.sparse_mla_attention import config as config_lib
-from pallas_kernels.sparse_mla_attention import selection
-from pallas_kernels.sparse_mla_attention import xla_mask
+from pallas_kernels.sparse_mla_attention import selection, xla_mask
 
 
 def sparse_mla_attention(
@@ -109,15 +108,15 @@ def _forward(q_BTHX, kv_BSX, indices_BTK, *, latent_dim, scale, config):
     q_BPHX, indices_BPK = inputs
     rows_BPKX = selection.gather_rows(kv_BSX, indices_BPK)
     scores_BPHK = scale * _product('bphx,bpkx->bphk', q_BPHX, rows_BPKX)
-    scores_BPHK = jnp.where(
-      indices_BPK[:, :, None] >= 0, scores_BPHK, -jnp.inf
-    )
+    scores_BPHK = jnp.where(indices_BPK[:, :, None] >= 0, scores_BPHK, -jnp.inf)
     highest_BPH = jnp.max(scores_BPHK, axis=-1)
     highest_BPH = jnp.where(highest_BPH == -jnp.inf, 0.0, highest_BPH)
     p_BPHK = jnp.exp(scores_BPHK - highest_BPH[..., None])
     total_BPH = jnp.sum(p_BPHK, axis=-1)
     out_BPHC = _product(
-      'bphk,bpkc->bphc', p_BPHK.astype(kv_BSX.dtype), rows_BPKX[..., :latent_dim]
+      'bphk,bpkc->bphc',
+      p_BPHK.astype(kv_BSX.dtype),
+      rows_BPKX[..., :latent_dim],
     )
     out_BPHC /= jnp.where(total_BPH == 0, 1.0, total_BPH)[..., None]
     # log(0) = -inf is the normaliser of an empty row.

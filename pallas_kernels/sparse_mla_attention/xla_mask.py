@@ -12,8 +12,8 @@ width, K selected keys, P queries of a step, M keys of a block.
 """
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.sparse_mla_attention import config as config_lib
 from pallas_kernels.sparse_mla_attention import selection

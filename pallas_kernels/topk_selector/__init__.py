@@ -1,11 +1,13 @@
 """Fine-grained token selection: the k keys of highest index score."""
 
-from pallas_kernels.topk_selector.api import indexed_topk
-from pallas_kernels.topk_selector.api import INDEXED_TOPK_IMPLEMENTATIONS
-from pallas_kernels.topk_selector.api import indices_to_mask
-from pallas_kernels.topk_selector.api import select_topk
-from pallas_kernels.topk_selector.api import SELECT_TOPK_IMPLEMENTATIONS
-from pallas_kernels.topk_selector.api import selection_mask
+from pallas_kernels.topk_selector.api import (
+  INDEXED_TOPK_IMPLEMENTATIONS,
+  SELECT_TOPK_IMPLEMENTATIONS,
+  indexed_topk,
+  indices_to_mask,
+  select_topk,
+  selection_mask,
+)
 from pallas_kernels.topk_selector.selection import Selection
 
 __all__ = [

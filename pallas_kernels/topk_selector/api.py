@@ -11,17 +11,13 @@ makes training, decode and every backend select the same set
 (arXiv:2512.02556, Eq. 2 leaves it open).
 """
 
-from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Bool
-from jaxtyping import Float
-from jaxtyping import Int32
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_indexer import api as lightning_indexer_api
-from pallas_kernels.topk_selector import reference
-from pallas_kernels.topk_selector import xla
+from pallas_kernels.topk_selector import reference, xla
 from pallas_kernels.topk_selector.selection import Selection
 
 # Best first. A device kernel is one file more, and one line here.

@@ -23,6 +23,4 @@ def xla_config(*, batch: int, num_queries: int, num_keys: int) -> XlaConfig:
   sizes = indexer_config.xla_config(
     batch=batch, num_queries=num_queries, num_keys=num_keys
   )
-  return XlaConfig(
-    query_block=sizes.query_block, key_windows=sizes.key_windows
-  )
+  return XlaConfig(query_block=sizes.query_block, key_windows=sizes.key_windows)

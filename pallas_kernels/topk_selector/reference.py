@@ -4,9 +4,7 @@ Letters: B batch, T query tokens, S key tokens, K selected tokens.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Float
-from jaxtyping import Int32
+from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.lightning_indexer import reference as lightning_indexer
 from pallas_kernels.topk_selector.selection import Selection

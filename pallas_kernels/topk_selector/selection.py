@@ -4,8 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 
 @jax.tree_util.register_dataclass

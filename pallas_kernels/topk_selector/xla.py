@@ -22,16 +22,10 @@ import functools
 import math
 
 import jax
-from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Bool
-from jaxtyping import Float
-from jaxtyping import Int
-from jaxtyping import Int16
-from jaxtyping import Int32
-from jaxtyping import UInt32
 import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Int16, Int32, UInt32
 
 from pallas_kernels import windows
 from pallas_kernels.lightning_indexer import xla as lightning_indexer
@@ -78,9 +72,7 @@ def selection_mask(
     return above | (at_threshold & (position <= last[..., None]))
 
   with jax.named_scope('selection_mask'):
-    return windows.map_query_blocks(
-      block, scores_BTS, block=sizes.query_block
-    )
+    return windows.map_query_blocks(block, scores_BTS, block=sizes.query_block)
 
 
 @functools.partial(jax.jit, static_argnames='k')

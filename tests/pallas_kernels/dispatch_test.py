@@ -71,7 +71,7 @@ def test_dispatch_empty_sequence_raises_value_error():
 
 
 def test_dispatch_sequence_warns_at_each_fallback():
-  with pytest.warns(UserWarning) as caught:
+  with pytest.warns(UserWarning, match='cannot run here') as caught:
     out = dispatch.call(
       'op', WITHOUT_GPU, ('triton', 'mosaic_gpu', 'reference', 'xla'), 3
     )

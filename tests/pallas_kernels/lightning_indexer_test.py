@@ -1,15 +1,13 @@
 """Tests of the lightning indexer, every implementation."""
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from pallas_kernels import lightning_indexer
-from pallas_kernels.lightning_indexer import api
-from pallas_kernels.lightning_indexer import arg_specs
-from pallas_kernels.lightning_indexer import IMPLEMENTATIONS
+from pallas_kernels.lightning_indexer import IMPLEMENTATIONS, api, arg_specs
 from tests.support import tolerances
 
 SPECS = arg_specs.TEST_SPECS
@@ -40,9 +38,7 @@ def oracle(q, k, w, start=None, end=None):
     dots = np.matmul(q[:, :, j], np.swapaxes(k, 1, 2))
     scores += w[:, :, j, None] * np.maximum(dots, 0.0)
   s = np.arange(S)
-  valid = (s >= np.asarray(start)[..., None]) & (
-    s < np.asarray(end)[..., None]
-  )
+  valid = (s >= np.asarray(start)[..., None]) & (s < np.asarray(end)[..., None])
   return np.where(valid, scores, -np.inf)
 
 
@@ -95,10 +91,11 @@ def test_indexer_ranges_that_differ_between_rows_match_float64(indexer):
   tolerances.assert_close(scores, oracle(q, k, w, start, end))
 
 
-def test_indexer_negative_weight_of_zero_gives_positive_zero(indexer):
-  q = jnp.ones((1, 3, 2, 4))
+@pytest.mark.parametrize('heads', [1, 2])
+def test_indexer_negative_weight_of_zero_gives_positive_zero(indexer, heads):
+  q = jnp.ones((1, 3, heads, 4))
   k = -jnp.ones((1, 3, 4))  # every dot is negative: all ReLUs are 0
-  scores = np.asarray(indexer(q, k, -jnp.ones((1, 3, 2))))
+  scores = np.asarray(indexer(q, k, -jnp.ones((1, 3, heads))))
   lower = np.tril(np.ones((3, 3), bool))
   assert np.all(scores[0][lower] == 0)
   assert not np.any(np.signbit(scores[0][lower]))
@@ -109,7 +106,7 @@ def test_indexer_score_is_not_zero_beyond_128k_keys(indexer):
   spec = arg_specs.ArgSpec(batch=1, queries=1, keys=num_keys, heads=2, dim=4)
   q, k, w = spec.make(seed=5)
   scores = indexer(q, k, w)
-  assert scores[0, 0, -1] != 0 or oracle(q, k, w)[0, 0, -1] == 0
+  assert np.mean(np.asarray(scores)[0, 0, 131_072:] != 0) > 0.5
   tolerances.assert_close(scores, oracle(q, k, w))
 
 
@@ -135,7 +132,9 @@ def test_indexer_scores_ignore_batch_composition_and_length():
 def test_indexer_gradients_match_float64(name, dtype):
   spec = SPECS[name]
   q, k, w = spec.make(seed=7, dtype=dtype)
-  g = np.random.default_rng(8).normal(size=(spec.batch, spec.queries, spec.keys))
+  g = np.random.default_rng(8).normal(
+    size=(spec.batch, spec.queries, spec.keys)
+  )
   cotangent = jnp.asarray(g, jnp.float32)
 
   def total(q, k, w):
@@ -182,7 +181,8 @@ def test_indexer_gradients_match_the_reference_on_packed_segments():
   )
   tolerances.assert_close(actual, desired, gradient=True)
   # Padding queries and keys no query sees get exactly nothing.
-  assert not np.any(actual[0][:, 553:]) and not np.any(actual[1][:, 553:])
+  assert not np.any(actual[0][:, 553:])
+  assert not np.any(actual[1][:, 553:])
 
 
 def test_indexer_gradient_of_a_product_of_exactly_zero_is_zero(indexer):
@@ -237,7 +237,7 @@ def test_indexer_holds_no_tensor_of_all_heads():
 
 
 @pytest.mark.parametrize(
-  'change, message',
+  ('change', 'message'),
   [
     ({'k': (2, 9, 4)}, r'k_index_BSI has shape \(2, 9, 4\)'),
     ({'w': (2, 9, 2)}, r'w_index_BTJ has shape \(2, 9, 2\)'),

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.sparse_mla_attention import api
-from pallas_kernels.sparse_mla_attention import arg_specs
+from pallas_kernels.sparse_mla_attention import (
+  api,
+  arg_specs,
+  reference,
+  selection,
+  xla,
+)
 from pallas_kernels.sparse_mla_attention import config as config_lib
-from pallas_kernels.sparse_mla_attention import reference
-from pallas_kernels.sparse_mla_attention import selection
-from pallas_kernels.sparse_mla_attention import xla
 from tests.support import tolerances
 
 # Blocks that divide none of the sizes, so that every call has ragged edges.
@@ -29,19 +31,15 @@ IMPLEMENTATIONS = ('reference', 'gather', 'mask')
 
 
 def _implementation(name):
-  """(q, kv, indices, latent_dim=, scale=) -> (out, lse), compiled."""
+  """(q, kv, indices, latent_dim=, scale=) -> (out, lse)."""
   if name == 'reference':
-    function = reference.sparse_mla_attention
-  else:
-    function = functools.partial(
-      xla.sparse_mla_attention, config=_SMALL_BLOCKS[name]
-    )
-  return jax.jit(function, static_argnames=('latent_dim', 'scale'))
+    return reference.sparse_mla_attention
+  return functools.partial(xla.sparse_mla_attention, config=_SMALL_BLOCKS[name])
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def attend(request):
-  return _implementation(request.param)
+def name(request):
+  return request.param
 
 
 @pytest.fixture(params=arg_specs.TEST_SPECS)
@@ -108,29 +106,29 @@ def _oracle(q, kv, indices, d_out, *, latent_dim, scale):
   return out, lse, d_q, d_kv
 
 
-def _gradients(attend, q, kv, indices, d_out, **kwargs):
-  def loss(q, kv):
-    out, _ = attend(q, kv, indices, **kwargs)
-    return jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32))
+def _run(name, q, kv, indices, d_out, **kwargs):
+  """out, lse, d_q, d_kv of one implementation, compiled at once."""
 
-  return jax.jit(jax.grad(loss, (0, 1)))(q, kv)
+  @jax.jit
+  def run(q, kv, indices, d_out):
+    (out, lse), pullback = jax.vjp(
+      lambda q, kv: _implementation(name)(q, kv, indices, **kwargs), q, kv
+    )
+    return out, lse, *pullback((d_out.astype(out.dtype), jnp.zeros_like(lse)))
+
+  return run(q, kv, indices, d_out)
 
 
-def test_sparse_mla_attention_random_sets_match_float64(key, spec, attend):
+def test_sparse_mla_attention_random_sets_match_float64(key, spec, name):
   q, kv, d_out, indices = _inputs(key, spec)
   kwargs = {'latent_dim': spec.latent_dim, 'scale': spec.scale}
-  out, lse, d_q, d_kv = _oracle(q, kv, indices, d_out, **kwargs)
-
-  actual = attend(q, kv, indices, **kwargs)
-  assert actual[0].dtype == q.dtype
-  assert actual[1].dtype == jnp.float32
-  tolerances.assert_close(actual[0], out, dtype=spec.dtype, label='out')
-  tolerances.assert_close(actual[1], lse, dtype=spec.dtype, label='lse')
-
-  gradients = _gradients(attend, q, kv, indices, d_out, **kwargs)
-  assert gradients[0].dtype == gradients[1].dtype == q.dtype
+  expected = _oracle(q, kv, indices, d_out, **kwargs)
+  actual = _run(name, q, kv, indices, d_out, **kwargs)
+  dtypes = [q.dtype, jnp.float32, q.dtype, q.dtype]
+  assert [x.dtype for x in actual] == dtypes
+  tolerances.assert_close(actual[:2], expected[:2], dtype=spec.dtype)
   tolerances.assert_close(
-    gradients, (d_q, d_kv), dtype=spec.dtype, gradient=True
+    actual[2:], expected[2:], dtype=spec.dtype, gradient=True
   )
 
 
@@ -143,17 +141,13 @@ def test_sparse_mla_attention_float32_gradients_match_reference_closely(
   q, kv, d_out, indices = _inputs(key, spec)
   kwargs = {'latent_dim': spec.latent_dim, 'scale': spec.scale}
   tolerances.assert_close(
-    _gradients(_implementation(name), q, kv, indices, d_out, **kwargs),
-    _gradients(
-      reference.sparse_mla_attention, q, kv, indices, d_out, **kwargs
-    ),
+    _run(name, q, kv, indices, d_out, **kwargs),
+    _run('reference', q, kv, indices, d_out, **kwargs),
   )
 
 
 @pytest.mark.parametrize('implementation', [None, 'xla', 'reference'])
-def test_sparse_mla_attention_public_call_matches_float64(
-  key, implementation
-):
+def test_sparse_mla_attention_public_call_matches_float64(key, implementation):
   spec = arg_specs.TEST_SPECS['ragged']
   q, kv, d_out, indices = _inputs(key, spec)
   kwargs = {'latent_dim': spec.latent_dim, 'scale': spec.scale}
@@ -164,13 +158,12 @@ def test_sparse_mla_attention_public_call_matches_float64(
   tolerances.assert_close((output.out_BTHC, output.lse_BTH), (out, lse))
 
 
-def test_sparse_mla_attention_row_without_keys_is_zero(key, attend):
+def test_sparse_mla_attention_row_without_keys_is_zero(key, name):
   spec = arg_specs.TEST_SPECS['square']
   q, kv, d_out, indices = _inputs(key, spec)
   indices = indices.at[:, :12].set(-1)  # a whole block of queries, and more
   kwargs = {'latent_dim': spec.latent_dim, 'scale': spec.scale}
-  out, lse = attend(q, kv, indices, **kwargs)
-  d_q, d_kv = _gradients(attend, q, kv, indices, d_out, **kwargs)
+  out, lse, d_q, d_kv = _run(name, q, kv, indices, d_out, **kwargs)
   empty = np.all(np.asarray(indices) < 0, axis=-1)
   assert empty[:, :12].all()
   assert not empty.all()
@@ -182,18 +175,20 @@ def test_sparse_mla_attention_row_without_keys_is_zero(key, attend):
   assert np.all(np.isfinite(np.asarray(lse)[~empty]))
 
 
-def test_sparse_mla_attention_all_keys_selected_equals_dense(key, attend):
+def test_sparse_mla_attention_all_keys_selected_equals_dense(key, name):
   spec = arg_specs.TEST_SPECS['wider_than_keys']
-  q, kv, _ = _arrays(key, spec)
+  q, kv, d_out = _arrays(key, spec)
   causal = np.tril(np.ones((spec.num_keys, spec.num_keys), bool))
   indices = np.where(causal, np.arange(spec.num_keys)[None], -1)
   indices = np.pad(
     indices, ((0, 0), (0, spec.topk - spec.num_keys)), constant_values=-1
   )
-  out, _ = attend(
+  out, *_ = _run(
+    name,
     q,
     kv,
     jnp.asarray(indices[None], jnp.int32),
+    d_out,
     latent_dim=spec.latent_dim,
     scale=spec.scale,
   )
@@ -206,38 +201,39 @@ def test_sparse_mla_attention_all_keys_selected_equals_dense(key, attend):
   tolerances.assert_close(out, dense)
 
 
-def test_sparse_mla_attention_unselected_rows_have_no_influence(key, attend):
+def test_sparse_mla_attention_unselected_rows_have_no_influence(key, name):
   spec = arg_specs.TEST_SPECS['square']
   q, kv, d_out, indices = _inputs(key, spec)
   kwargs = {'latent_dim': spec.latent_dim, 'scale': spec.scale}
   hidden = 3
   indices = jnp.where(indices == hidden, -1, indices)
-  out, _ = attend(q, kv, indices, **kwargs)
-  changed, _ = attend(q, kv.at[:, hidden].set(1e4), indices, **kwargs)
+  out, _, _, d_kv = _run(name, q, kv, indices, d_out, **kwargs)
+  kv = kv.at[:, hidden].set(1e4)
+  changed, *_ = _run(name, q, kv, indices, d_out, **kwargs)
   np.testing.assert_array_equal(out, changed)
-  _, d_kv = _gradients(attend, q, kv, indices, d_out, **kwargs)
   assert np.all(np.asarray(d_kv)[:, hidden] == 0)
   assert np.any(np.asarray(d_kv)[:, hidden + 1] != 0)
 
 
-def test_sparse_mla_attention_large_scores_stay_finite(key, attend):
+def test_sparse_mla_attention_large_scores_stay_finite(key, name):
   spec = arg_specs.TEST_SPECS['square']
   q, kv, d_out, indices = _inputs(key, spec, empty_rows=False)
   q *= 300
   kwargs = {'latent_dim': spec.latent_dim, 'scale': spec.scale}
-  out, lse = attend(q, kv, indices, **kwargs)
+  actual = _run(name, q, kv, indices, d_out, **kwargs)
   expected = _oracle(q, kv, indices, d_out, **kwargs)
-  tolerances.assert_close(lse, expected[1])
-  gradients = _gradients(attend, q, kv, indices, d_out, **kwargs)
-  assert all(np.all(np.isfinite(x)) for x in (out, *gradients))
+  tolerances.assert_close(actual[1], expected[1])
+  assert all(np.all(np.isfinite(x)) for x in actual)
 
 
-def test_sparse_mla_attention_lse_has_no_gradient(key, attend):
+def test_sparse_mla_attention_lse_has_no_gradient(key, name):
   spec = arg_specs.TEST_SPECS['square']
   q, kv, _, indices = _inputs(key, spec, empty_rows=False)
 
   def loss(q, kv):
-    _, lse = attend(q, kv, indices, latent_dim=spec.latent_dim, scale=1.0)
+    _, lse = _implementation(name)(
+      q, kv, indices, latent_dim=spec.latent_dim, scale=1.0
+    )
     return jnp.sum(lse)
 
   for gradient in jax.jit(jax.grad(loss, (0, 1)))(q, kv):
@@ -248,10 +244,9 @@ def test_sparse_mla_attention_lse_has_no_gradient(key, attend):
 def test_sparse_mla_attention_two_runs_are_bitwise_equal(key, form):
   spec = arg_specs.TEST_SPECS['square']
   q, kv, d_out, indices = _inputs(key, spec)
-  attend = _implementation(form)
   kwargs = {'latent_dim': spec.latent_dim, 'scale': spec.scale}
-  first = _gradients(attend, q, kv, indices, d_out, **kwargs)
-  second = _gradients(attend, q, kv, indices, d_out, **kwargs)
+  first = _run(form, q, kv, indices, d_out, **kwargs)
+  second = _run(form, q, kv, indices, d_out, **kwargs)
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 

@@ -5,16 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import indexed_topk
-from pallas_kernels import indices_to_mask
-from pallas_kernels import lightning_indexer
-from pallas_kernels import select_topk
-from pallas_kernels import Selection
-from pallas_kernels import selection_mask
+from pallas_kernels import (
+  Selection,
+  indexed_topk,
+  indices_to_mask,
+  lightning_indexer,
+  select_topk,
+  selection_mask,
+)
 from pallas_kernels.lightning_indexer import arg_specs as indexer_specs
-from pallas_kernels.topk_selector import arg_specs
-from pallas_kernels.topk_selector import INDEXED_TOPK_IMPLEMENTATIONS
-from pallas_kernels.topk_selector import SELECT_TOPK_IMPLEMENTATIONS
+from pallas_kernels.topk_selector import (
+  INDEXED_TOPK_IMPLEMENTATIONS,
+  SELECT_TOPK_IMPLEMENTATIONS,
+  arg_specs,
+)
 
 SPECS = arg_specs.TEST_SPECS
 
@@ -90,7 +94,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize('B, T, S, k', SHAPES)
+@pytest.mark.parametrize(('B', 'T', 'S', 'k'), SHAPES)
 def test_select_random_scores_match_a_sort(select, B, T, S, k):
   rng = np.random.default_rng(B + T + S)
   # Twelve decades, both signs.
@@ -98,7 +102,7 @@ def test_select_random_scores_match_a_sort(select, B, T, S, k):
   check(select, causal(scores), k)
 
 
-@pytest.mark.parametrize('B, T, S, k', SHAPES)
+@pytest.mark.parametrize(('B', 'T', 'S', 'k'), SHAPES)
 def test_select_ties_take_the_lowest_index(select, B, T, S, k):
   rng = np.random.default_rng(B + T + S)
   scores = np.round(rng.normal(size=(B, T, S)))
@@ -234,9 +238,7 @@ def test_indexed_selection_keeps_to_packed_segments(index_and_select):
   s = np.arange(700)
   allowed = (s >= start[..., None]) & (s < end[..., None])
   assert not np.any(mask & ~allowed)
-  np.testing.assert_array_equal(
-    mask.sum(-1), np.minimum(allowed.sum(-1), 24)
-  )
+  np.testing.assert_array_equal(mask.sum(-1), np.minimum(allowed.sum(-1), 24))
   scores = lightning_indexer(q, k, w, implementation='reference', **ranges)
   np.testing.assert_array_equal(mask, oracle(scores, 24))
 
@@ -309,9 +311,7 @@ def test_indexed_selection_memory_grows_linearly():
     spec = indexer_specs.ArgSpec(
       batch=1, queries=num_tokens, keys=num_tokens, heads=2, dim=4
     )
-    shapes = [
-      jax.ShapeDtypeStruct(x.shape, x.dtype) for x in spec.make(seed=0)
-    ]
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in spec.make(seed=0)]
     run = jax.jit(lambda q, k, w: indexed_topk(q, k, w, k=32))
     compiled = run.lower(*shapes).compile()
     return compiled.memory_analysis().temp_size_in_bytes

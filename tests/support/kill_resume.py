@@ -4,7 +4,9 @@
 the preset `tiny` once and stores it with a first state: tracing takes longer
 than all steps together. `python -m tests.support.kill_resume serve DIR` imports
 everything once; for each work directory that it reads from stdin it forks a
-process that trains there, prints its id, and its exit status when it has ended.
+process that trains there and prints its id; the next line waits for its end and
+gets its exit status. Until then the id stays its own, so a late kill hits no
+other process.
 """
 
 import dataclasses
@@ -18,9 +20,9 @@ import sys
 import traceback
 from typing import Any
 
-STEPS = 40
+STEPS = 24
 CHECKPOINT_EVERY = 4
-_STAGE = 'pretrain'
+_STAGE = 'sparse_training'
 _PREPARED = 'state_and_step.pickle'
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -56,6 +58,8 @@ class Server:
 
   def wait(self) -> int:
     """Exit status of the process; minus the signal that killed it."""
+    self._process.stdin.write('wait\n')
+    self._process.stdin.flush()
     return int(self._process.stdout.readline())
 
 
@@ -192,7 +196,7 @@ def _serve(directory: pathlib.Path) -> None:
   import dsv32_jax.training.loop
   import dsv32_jax.training.step  # noqa: F401
 
-  for line in sys.stdin:
+  while line := sys.stdin.readline():
     process = os.fork()
     if not process:
       status = 1
@@ -204,6 +208,7 @@ def _serve(directory: pathlib.Path) -> None:
       finally:
         os._exit(status)
     say(process)
+    sys.stdin.readline()
     say(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsv32_jax.functional import attention
-from dsv32_jax.functional import masking
+from dsv32_jax.functional import attention, masking
 from tests.support import tolerances
 
 # Divides none of the lengths below, so that every call has ragged edges.
@@ -97,15 +96,19 @@ def test_dense_attention_matches_float64(key, sizes, dtype, ranges):
   mask = masking.range_mask(start, end, num_keys=sizes[2])
   out, lse, *gradients = _oracle(q, k, v, mask, d_out, scale=0.3)
 
-  actual_out, actual_lse = _dense(q, k, v, *given, scale=0.3)
-  assert actual_out.dtype == q.dtype
-  assert actual_lse.dtype == jnp.float32
-  tolerances.assert_close(actual_out, out, dtype=dtype, label='out')
-  tolerances.assert_close(actual_lse, lse, dtype=dtype, label='lse')
-  actual = _dense_gradients(q, k, v, *given, d_out, scale=0.3)
-  assert all(x.dtype == q.dtype for x in actual)
+  @jax.jit
+  def run(q, k, v, d_out):
+    values, pullback = jax.vjp(
+      lambda *x: _dense(*x, *given, scale=0.3), q, k, v
+    )
+    return values, pullback((d_out, jnp.zeros_like(values[1])))
+
+  actual, actual_gradients = run(q, k, v, d_out)
+  assert [x.dtype for x in actual] == [q.dtype, jnp.float32]
+  assert all(x.dtype == q.dtype for x in actual_gradients)
+  tolerances.assert_close(actual, (out, lse), dtype=dtype)
   tolerances.assert_close(
-    actual, tuple(gradients), dtype=dtype, gradient=True
+    actual_gradients, tuple(gradients), dtype=dtype, gradient=True
   )
 
 
@@ -184,7 +187,10 @@ def test_dense_attention_large_scores_stay_finite(key):
 
 def test_dense_attention_lse_has_no_gradient(key):
   q, k, v, _ = _arrays(key, 1, 14, 14, dtype='float32')
-  loss = lambda *x: jnp.sum(_dense(*x, scale=0.3)[1])
+
+  def loss(*x):
+    return jnp.sum(_dense(*x, scale=0.3)[1])
+
   for gradient in jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v):
     assert np.all(np.asarray(gradient) == 0)
 
@@ -283,8 +289,10 @@ def test_dense_attention_sharded_batch_matches_one_device(key, data_mesh):
   start, end = _ragged_ranges(key, 8, 24, 24)
 
   def run(q, k, v, start, end, d_out):
-    out, lse = _dense(q, k, v, start, end, scale=0.3)
-    return out, lse, _dense_gradients(q, k, v, start, end, d_out, scale=0.3)
+    values, pullback = jax.vjp(
+      lambda *x: _dense(*x, start, end, scale=0.3), q, k, v
+    )
+    return values, pullback((d_out, jnp.zeros_like(values[1])))
 
   args = (q, k, v, start, end, d_out)
   expected = jax.jit(run)(*args)

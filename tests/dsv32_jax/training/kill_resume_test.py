@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -31,8 +32,11 @@ class _Trained:
     for workdir in (root / 'compiles', self.workdir):
       began = time.monotonic()
       server.start(workdir)
+      _wait_for_a_step(workdir)
+      stepped = time.monotonic()
       assert server.wait() == 0
-      self.seconds = time.monotonic() - began
+      self.startup_s = stepped - began
+      self.training_s = time.monotonic() - stepped
     self.digest = kill_resume.digest(self.workdir, prepared)
     self.lines = _lines(self.workdir)
     assert self.digest == kill_resume.digest(root / 'compiles', prepared)
@@ -71,27 +75,30 @@ def _unfinished(workdir: pathlib.Path) -> list[str]:
     return []
 
 
-def _kill_at(process: int, moment: float) -> None:
-  time.sleep(max(moment - time.monotonic(), 0))
-  os.kill(process, signal.SIGKILL)
-
-
-def _kill_during_save(
-  process: int, workdir: pathlib.Path, saves: int, late: float
-) -> None:
-  """Kills `late` seconds into the save after `saves` of them."""
-  checkpoints = workdir / 'checkpoints'
-  first_step = kill_resume.CHECKPOINT_EVERY * (saves + 1)
-  wanted = f'step_{first_step:08d}'
+def _poll(is_there: Callable[[], bool]) -> None:
   deadline = time.monotonic() + 60
-  while time.monotonic() < deadline:
-    if checkpoints.exists() and any(
-      name.startswith(wanted) for name in os.listdir(checkpoints)
-    ):
-      break
+  while not is_there():
+    assert time.monotonic() < deadline, 'the run did not get there'
     time.sleep(0.0005)
-  time.sleep(late)
-  os.kill(process, signal.SIGKILL)
+
+
+def _wait_for_a_step(workdir: pathlib.Path) -> None:
+  path = workdir / metrics.JSONL
+  _poll(lambda: path.exists() and path.stat().st_size > 0)
+
+
+def _wait_for_a_save(workdir: pathlib.Path, saves: int) -> None:
+  """Returns as the save after `saves` of them begins."""
+  step = kill_resume.CHECKPOINT_EVERY * (saves + 1)
+  checkpoints = workdir / 'checkpoints'
+  _poll(
+    lambda: (
+      checkpoints.exists()
+      and any(
+        name.startswith(f'step_{step:08d}') for name in os.listdir(checkpoints)
+      )
+    )
+  )
 
 
 def test_training_killed_at_any_moment_resumes_to_the_same_bits(
@@ -110,11 +117,15 @@ def test_training_killed_at_any_moment_resumes_to_the_same_bits(
     workdir = trained.root / f'killed_{attempt}'
     process = trained.server.start(workdir)
     if during_a_save < KILLS_DURING_A_SAVE and attempt % 2:
-      _kill_during_save(
-        process, workdir, chance.randrange(saves), chance.uniform(0, 0.03)
-      )
+      _wait_for_a_save(workdir, chance.randrange(saves))
+      time.sleep(chance.uniform(0, 0.03))
+    elif attempt % 8 == 0:
+      # Imports, compilation and the opening of files are killed as well.
+      time.sleep(chance.uniform(0, trained.startup_s))
     else:
-      _kill_at(process, time.monotonic() + chance.uniform(0, trained.seconds))
+      _wait_for_a_step(workdir)
+      time.sleep(chance.uniform(0, trained.training_s))
+    os.kill(process, signal.SIGKILL)
     if trained.server.wait() != -signal.SIGKILL:
       # It was done before the blow fell: no trial.
       continue

@@ -1,0 +1,359 @@
+"""Runs the stages of a recipe in order, skipping what is done.
+
+A work directory belongs to one configuration:
+
+    config.json                  resolved config, versions, git state
+    tokenizer/                   what made the token ids
+    stages/<name>/checkpoints/   sealed training states
+    stages/<name>/metrics.jsonl  one line a step
+    stages/<name>/stage.json     written last: the stage is done
+    stages/<name>/proof.json     dense warm-up only: what did not move
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from dsv32_jax import data
+from dsv32_jax.checkpoints import CheckpointManager, integrity, load_params
+from dsv32_jax.config import convert
+from dsv32_jax.config.data import DataConfig
+from dsv32_jax.config.model import AttentionMode
+from dsv32_jax.config.training import RunConfig, StageConfig
+from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import mesh as mesh_lib
+from dsv32_jax.training import loop, optimizer, proof, stages, step
+from dsv32_jax.training import metrics as metrics_lib
+from dsv32_jax.training import state as state_lib
+
+Observe = Callable[[DeepSeekV32, AttentionMode, StageConfig, data.Corpora], Any]
+"""Makes a stage's evaluation callable: (model, attention, stage, corpora)."""
+
+# Changing these changes neither a parameter nor what is done already.
+_FREE = ('order', 'evaluation', 'checkpoint', 'mesh')
+
+
+class Run:
+  """A recipe in its work directory.
+
+  Attributes:
+    config: the whole run.
+    workdir: where everything goes.
+    tokenizer: of all stages.
+  """
+
+  def __init__(
+    self,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    *,
+    report: Callable[[str], None] = print,
+  ):
+    """Claims the work directory and checks everything that can be checked.
+
+    Args:
+      config: what to run.
+      workdir: new, or of the same run.
+      report: receives lines for the user.
+
+    Raises:
+      ValueError: for a work directory of another run, an empty or unreadable
+        corpus, a tokenizer that does not fit the model.
+    """
+    self.config = config
+    self.workdir = workdir.absolute()
+    self._report = report
+    self._corpora: dict[Any, data.Corpora] = {}
+    check_claim(config, self.workdir)
+    first = config.stages[config.order[0]]
+    vocab_size = config.model.vocab_size
+    directory = self.workdir / 'tokenizer'
+    if directory.exists():
+      self.tokenizer = data.load_tokenizer(str(directory))
+    else:
+      self.tokenizer = data.make_tokenizer(first.data, vocab_size=vocab_size)
+    for name in config.order:
+      # Builds the iterators once, so that a corpus that cannot be read or rows
+      # that do not fit are refused before the first stage trains.
+      self._iterator(config.stages[name])
+    if not directory.exists():
+      self.workdir.mkdir(parents=True, exist_ok=True)
+      self.tokenizer.save(str(directory))
+    _claim(config, self.workdir)
+
+  def corpora(self, config: DataConfig) -> data.Corpora:
+    """The tokenized corpora of a stage; equal sources are read once."""
+    key = (
+      config.sources,
+      config.held_out_fraction,
+      config.add_bos,
+      config.add_eos,
+      config.tokenizer,
+    )
+    if key not in self._corpora:
+      self._corpora[key] = data.load_corpora(config, self.tokenizer)
+    return self._corpora[key]
+
+  def is_done(self, name: str) -> bool:
+    """Whether a stage has ended."""
+    return (self.stage_dir(name) / 'stage.json').exists()
+
+  def stage_dir(self, name: str) -> pathlib.Path:
+    """Directory of a stage."""
+    return self.workdir / 'stages' / name
+
+  def run(
+    self, *, only: str | None = None, observe: Observe | None = None
+  ) -> None:
+    """Runs the stages that are not done, in order.
+
+    Args:
+      only: run this stage alone.
+      observe: makes each stage's evaluation callable.
+
+    Raises:
+      ValueError: for an unknown stage, or one whose start is not there.
+      NonFiniteError, CheckpointError, Interrupted: see `loop.fit`.
+    """
+    names = self.config.order if only is None else (only,)
+    for name in names:
+      if name not in self.config.order:
+        raise ValueError(
+          f'stage: got {name!r}, expected one of {list(self.config.order)}'
+        )
+      if self.is_done(name):
+        self._report(f'{name}: done already, skipped')
+      else:
+        self._run_stage(name, observe)
+
+  def _run_stage(self, name: str, observe: Observe | None) -> None:
+    config, directory = self.config.stages[name], self.stage_dir(name)
+    model = DeepSeekV32(self.config.stage_model(name))
+    stage = stages.build(config, model.cfg)
+    tx = optimizer.build(config, stage)
+    started = time.time()
+    start = self._start_variables(name, model)
+    state = state_lib.create(start, stage, tx)
+    if config.keep_optimizer_state:
+      state = self._with_optimizer_state(name, state)
+    # The loop donates its buffers; the proof compares with these.
+    before = jax.tree.map(np.asarray, start)
+    mesh = mesh_lib.make_mesh(self.config.mesh)
+    evaluate = None
+    if observe is not None:
+      evaluate = observe(
+        model, stage.attention, config, self.corpora(config.data)
+      )
+    self._report(
+      f'{name}: {config.kind}, {config.steps} steps of '
+      f'{config.data.batch_size} x {config.data.seq_len} tokens, from '
+      f'{config.init_from or "random parameters"}'
+    )
+    with (
+      CheckpointManager(
+        directory / 'checkpoints', keep=self.config.checkpoint.keep
+      ) as checkpoints,
+      metrics_lib.MetricsWriter(directory, title=name) as metrics,
+    ):
+      state = loop.fit(
+        step.make_train_step(model, stage, tx),
+        state,
+        self._iterator(config),
+        key=jax.random.key(self.config.seed),
+        steps=config.steps,
+        directory=directory,
+        checkpoints=checkpoints,
+        checkpoint_every=self.config.checkpoint.every_steps,
+        metrics=metrics,
+        evaluate=evaluate,
+        evaluate_every=self.config.evaluation.every_steps,
+        record={
+          'stage': name,
+          'config': convert.to_dict(self.config),
+          'model': convert.to_dict(model.cfg),
+          'versions': versions(),
+        },
+        mesh=mesh,
+        report=self._report,
+      )
+    if config.kind == 'dense_warmup':
+      found = proof.warmup_proof(
+        model,
+        before,
+        state.variables,
+        metrics_lib.read(directory),
+        next(self._iterator(config)),
+      )
+      integrity.write_atomically(
+        directory / 'proof.json', json.dumps(found, indent=1)
+      )
+      proof.require(found)
+      self._report(f'{name}: proof written to {directory / "proof.json"}')
+    summary = {
+      'kind': config.kind,
+      'steps': config.steps,
+      'tokens': config.steps * config.data.batch_size * config.data.seq_len,
+      'seconds_of_last_session': time.time() - started,
+      'last_metrics': metrics_lib.read(directory)[-1],
+    }
+    integrity.write_atomically(
+      directory / 'stage.json', json.dumps(summary, indent=1)
+    )
+
+  def _iterator(self, config: StageConfig) -> data.BatchIterator:
+    return data.train_iterator(
+      config.data,
+      self.corpora(config.data),
+      vocab_size=self.config.model.vocab_size,
+      run_seed=self.config.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def _source(self, name: str) -> pathlib.Path | None:
+    """Where a stage takes its parameters from."""
+    init_from = self.config.stages[name].init_from
+    if init_from is None:
+      return None
+    if init_from in self.config.stages:
+      if not self.is_done(init_from):
+        raise ValueError(
+          f'stages.{name}.init_from: {init_from!r} is not done in '
+          f'{self.workdir}, expected it to have run; run that stage first'
+        )
+      return self.stage_dir(init_from)
+    path = pathlib.Path(init_from)
+    if not path.exists():
+      raise ValueError(
+        f'stages.{name}.init_from: got {init_from!r}, expected a stage of the '
+        f'recipe {sorted(self.config.stages)} or a checkpoint directory'
+      )
+    return path
+
+  def _start_variables(self, name: str, model: DeepSeekV32) -> dict:
+    key = jax.random.key(self.config.seed)
+    source = self._source(name)
+    if source is None:
+      return state_lib.init_variables(model, key)
+    shapes = jax.eval_shape(lambda: state_lib.init_variables(model, key))
+    return load_params(source, shapes, report=self._report).state
+
+  def _with_optimizer_state(
+    self, name: str, state: state_lib.TrainState
+  ) -> state_lib.TrainState:
+    """Moments of the stage before; schedules start anew."""
+    source = self._source(name)
+    assert source is not None
+    old = load_params(
+      source,
+      {'opt_state': state.opt_state},
+      partial=('opt_state',),
+      report=self._report,
+    ).state['opt_state']
+
+    def is_schedule(node: Any) -> bool:
+      return isinstance(node, optax.ScaleByScheduleState)
+
+    opt_state = jax.tree.map(
+      lambda loaded, fresh: fresh if is_schedule(fresh) else loaded,
+      old,
+      state.opt_state,
+      is_leaf=is_schedule,
+    )
+    return dataclasses.replace(state, opt_state=opt_state)
+
+
+def check_claim(config: RunConfig, workdir: pathlib.Path) -> None:
+  """Refuses a work directory that belongs to another run.
+
+  Raises:
+    ValueError: naming the first field that differs, with both values, or the
+      file that is in the way.
+  """
+  path = workdir / 'config.json'
+  if not path.exists():
+    if workdir.exists() and any(workdir.iterdir()):
+      raise ValueError(
+        f'workdir: {workdir} holds files that are not of a run (no '
+        'config.json), expected an empty or new directory'
+      )
+    return
+  saved = json.loads(path.read_text(encoding='utf-8'))['config']
+  mine = json.loads(json.dumps(convert.to_dict(config)))
+  for name in _FREE:
+    saved.pop(name, None)
+    mine.pop(name, None)
+  difference = first_difference(saved, mine)
+  if difference is not None:
+    where, old, new = difference
+    raise ValueError(
+      f'workdir: {workdir} belongs to a run with {where} = {old!r}, this one '
+      f'has {new!r}; choose another --workdir or the same config'
+    )
+
+
+def first_difference(
+  old: Any, new: Any, where: str = ''
+) -> tuple[str, Any, Any] | None:
+  """Path and both values of the first difference of two JSON trees."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in sorted({*old, *new}):
+      inner = f'{where}.{key}' if where else key
+      found = first_difference(old.get(key), new.get(key), inner)
+      if found is not None:
+        return found
+    return None
+  return None if old == new else (where, old, new)
+
+
+def _claim(config: RunConfig, workdir: pathlib.Path) -> None:
+  path = workdir / 'config.json'
+  content = {
+    'config': convert.to_dict(config),
+    'versions': versions(),
+    'git': git_state(),
+    'command': sys.argv,
+  }
+  workdir.mkdir(parents=True, exist_ok=True)
+  integrity.write_atomically(path, json.dumps(content, indent=1))
+
+
+def versions() -> dict[str, str]:
+  """Versions of what decides a run's numbers."""
+  found = {'python': platform.python_version()}
+  for package in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'):
+    found[package] = importlib.metadata.version(package)
+  return found
+
+
+def git_state() -> dict[str, Any]:
+  """Commit of the checkout and whether it has changes; {} outside of git."""
+  here = pathlib.Path(__file__).parent
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(
+      ('git', *arguments),
+      cwd=here,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+
+  try:
+    return {
+      'commit': git('rev-parse', 'HEAD'),
+      'changed': bool(git('status', '--porcelain')),
+    }
+  except (OSError, subprocess.CalledProcessError):
+    return {}
