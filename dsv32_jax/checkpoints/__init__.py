@@ -8,6 +8,7 @@ from dsv32_jax.checkpoints.reading import (
   load_params,
   read_extra,
 )
+from dsv32_jax.checkpoints.stage_import import load_stage
 
 __all__ = [
   'CheckpointError',
@@ -15,5 +16,6 @@ __all__ = [
   'Restored',
   'load_hf',
   'load_params',
+  'load_stage',
   'read_extra',
 ]

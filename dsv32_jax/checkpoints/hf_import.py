@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from dsv32_jax.checkpoints import hf_mapping
+from dsv32_jax.checkpoints import hf_mapping, hf_table
 from dsv32_jax.config import presets
 from dsv32_jax.config.model import ModelConfig
 from dsv32_jax.modules.transformer import DeepSeekV32
@@ -108,7 +108,7 @@ def _headers(root: pathlib.Path) -> dict[str, _Stored]:
     if not file.is_file():
       raise FileNotFoundError(f'{file}: shard named in {index.name} is missing')
     with _open(file) as reader:
-      for name in reader.keys():  # noqa: SIM118 (not a mapping)
+      for name in reader.keys():
         view = reader.get_slice(name)
         stored[name] = _Stored(file, tuple(view.get_shape()), view.get_dtype())
   return stored
@@ -223,7 +223,7 @@ def variable_shapes(model: DeepSeekV32) -> dict[str, Any]:
     model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32)
   )
   variables = dict(nn.meta.unbox(shapes))
-  variables.setdefault(hf_mapping.ROUTER_BIAS, {})
+  variables.setdefault(hf_table.ROUTER_BIAS, {})
   return variables
 
 

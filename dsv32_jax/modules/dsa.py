@@ -282,7 +282,12 @@ class DeepSeekSparseAttention(nn.Module):
 
 
 def _selected_attention(
-  q_BTHX: Array, k_BSHX: Array, v_BSHU: Array, indices_BTK: Array, *, scale: float
+  q_BTHX: Array,
+  k_BSHX: Array,
+  v_BSHU: Array,
+  indices_BTK: Array,
+  *,
+  scale: float,
 ) -> tuple[Array, Array]:
   """MHA mode over the selected set: a mask, a chunk of queries at a time."""
 

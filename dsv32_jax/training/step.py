@@ -174,7 +174,7 @@ def _group_norms(grads: Any) -> Metrics:
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     groups.setdefault(optimizer.group_of(path), []).append(leaf)
   return {
-    f'grad_norm/{name}': optax.global_norm(leaves)
+    f'grad_norm/{name}': optax.tree.norm(leaves)
     for name, leaves in groups.items()
   }
 

@@ -93,19 +93,21 @@ def indexer_kl(
     ValueError: sizes that do not fit, or a selection together with ranges.
 
   Example:
-    >>> q_index, k_index, w = jnp.ones((1, 2, 1, 4)), jnp.ones((1, 2, 4)), ...
-    >>> attention = pk.sparse_mla_attention(q, kv, keys, ...)
-    >>> indexer_kl(
+    >>> q_index, k_index = jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 4))
+    >>> q, k = jnp.ones((1, 3, 2, 5)), jnp.ones((1, 3, 1, 5))
+    >>> lse = 0.2 * 5 + jnp.log(jnp.array([[[1.0], [2.0], [3.0]]]))
+    >>> output = indexer_kl(
     ...   q_index,
     ...   k_index,
-    ...   w,
+    ...   jnp.ones((1, 3, 2)),
     ...   q,
-    ...   kv[:, :, None],
-    ...   attention.lse_BTH,
-    ...   weight,
-    ...   scale=0.5,
-    ...   indices_BTK=keys,
-    ... ).loss
+    ...   k,
+    ...   jnp.broadcast_to(lse, (1, 3, 2)),
+    ...   jnp.full((1, 3), 1 / 3),
+    ...   scale=0.2,
+    ... )
+    >>> bool(abs(output.loss) < 1e-6)  # both distributions are uniform
+    True
   """
   batch, num_queries, num_heads, width = q_BTHX.shape
   num_keys, num_key_heads = k_BSGX.shape[1:3]

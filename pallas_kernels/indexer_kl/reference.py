@@ -30,7 +30,8 @@ def indexer_kl(
   )
   keys_11S = jnp.arange(k.shape[1])[None, None]
   if indices_BTK is None:
-    assert key_start_BT is not None and key_end_BT is not None, 'api fills them'
+    assert key_start_BT is not None, 'api fills it'
+    assert key_end_BT is not None, 'api fills it'
     valid_BTS = keys_11S >= key_start_BT[..., None]
     valid_BTS &= keys_11S < key_end_BT[..., None]
   else:

@@ -48,7 +48,8 @@ def indexer_kl(
   row_weight_BT = row_weight_BT.astype(jnp.float32)
   used_BT = row_weight_BT != 0
   if indices_BTK is None:
-    assert key_start_BT is not None and key_end_BT is not None, 'api fills them'
+    assert key_start_BT is not None, 'api fills it'
+    assert key_end_BT is not None, 'api fills it'
     valid = (key_start_BT, jnp.where(used_BT, key_end_BT, key_start_BT))
   else:
     valid = (jnp.where(used_BT[..., None], indices_BTK, -1),)

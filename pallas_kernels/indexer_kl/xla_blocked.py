@@ -36,11 +36,11 @@ def sweep(
   """Divergence of each row, and float32 gradients of the weighted sum.
 
   Args:
-    q_index_BTJI: see `api`, as all arrays up to the next.
-    k_index_BSI: .
-    w_index_BTJ: .
-    q_BTHX: .
-    k_BSGX: .
+    q_index_BTJI: indexer queries.
+    k_index_BSI: indexer keys.
+    w_index_BTJ: head weights.
+    q_BTHX: queries of the main attention.
+    k_BSGX: its keys.
     lse_BTH: with no -inf.
     row_weight_BT: float32.
     valid: (start_BT, end_BT) or (indices_BTK,).
@@ -148,7 +148,7 @@ def sweep(
     d_w_BJP = jnp.sum(q_index_BJPI.astype(jnp.float32) * a_BJPI, axis=-1)
     return (d_k_BIS,), (kl_BP, d_q_BPJI, jnp.swapaxes(d_w_BJP, 1, 2))
 
-  d_k = ()
+  d_k: tuple[jax.Array, ...] = ()
   if with_gradients:
     d_k = (jnp.zeros((batch, index_width, num_keys), jnp.float32),)
 

@@ -86,7 +86,7 @@ def sweep(
   def split(x, value=0):
     return selection.split_queries(x, config.block_queries, value)
 
-  d_k = ()
+  d_k: tuple[jax.Array, ...] = ()
   if with_gradients:
     d_k = (jnp.zeros(k_index_BSI.shape, jnp.float32),)
   rows_N = (q_index_BTJI, w_index_BTJ, q_BTGrX, lse_BTGr, row_weight_BT)

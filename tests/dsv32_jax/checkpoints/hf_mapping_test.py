@@ -1,4 +1,4 @@
-"""The table of Hugging Face names: T14 of the specification, and each layout."""
+"""The table of Hugging Face names (T14 of the specification) and layouts."""
 
 import dataclasses
 import math
@@ -44,9 +44,9 @@ def test_mapping_main_model_and_mtp_have_the_exact_totals(published):
   mtp = [tensor for tensor in own if tensor.name.startswith(prefix)]
   assert _size(mtp) == MTP_PARAMETERS
   assert _size(own) - _size(mtp) == MAIN_PARAMETERS
-  assert _size(
-    hf_mapping.tensors(presets.deepseek_v32_671b(), mtp=False)
-  ) == (MAIN_PARAMETERS)
+  assert _size(hf_mapping.tensors(presets.deepseek_v32_671b(), mtp=False)) == (
+    MAIN_PARAMETERS
+  )
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,7 @@ def test_mapping_published_name_has_the_published_shape(
 
 
 @pytest.mark.parametrize('scan_layers', [True, False])
-@pytest.mark.parametrize(
-  'preset', ['tiny', 'v2_lite_dsa', 'deepseek_v32_671b']
-)
+@pytest.mark.parametrize('preset', ['tiny', 'v2_lite_dsa', 'deepseek_v32_671b'])
 def test_mapping_fills_every_parameter_exactly_once(preset, scan_layers):
   cfg = dataclasses.replace(presets.get(preset), scan_layers=scan_layers)
   if preset == 'deepseek_v32_671b' and not scan_layers:
@@ -158,9 +156,7 @@ def test_mapping_query_rows_are_nope_then_rope_of_each_head():
   for head in range(H):
     top = head * (N + R)
     np.testing.assert_array_equal(w_uq[:, head], value[top : top + N].T)
-    np.testing.assert_array_equal(
-      w_qr[:, head], value[top + N : top + N + R].T
-    )
+    np.testing.assert_array_equal(w_qr[:, head], value[top + N : top + N + R].T)
 
 
 def test_mapping_kv_up_rows_are_keys_then_values_of_each_head():
@@ -170,9 +166,7 @@ def test_mapping_kv_up_rows_are_keys_then_values_of_each_head():
   for head in range(H):
     top = head * (N + U)
     np.testing.assert_array_equal(w_uk[:, head], value[top : top + N].T)
-    np.testing.assert_array_equal(
-      w_uv[:, head], value[top + N : top + N + U].T
-    )
+    np.testing.assert_array_equal(w_uv[:, head], value[top + N : top + N + U].T)
 
 
 def test_mapping_kv_down_rows_are_latent_then_rope():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dsv32_jax import DENSE, SPARSE, AttentionMode, checkpoints, inference
-from dsv32_jax.inference.generate import extend
+from dsv32_jax.inference.cached import extend
 from dsv32_jax.inference.sampling import Sampling
 
 FIXTURE = pathlib.Path(__file__).parents[2] / 'fixtures' / 'hf_tiny_v32'
@@ -148,9 +148,7 @@ def test_generate_logprobs_are_those_of_a_forward_pass(loaded, expected):
   expected_BN = np.take_along_axis(
     np.asarray(logprobs_BTV), new.tokens_BN[..., None], axis=-1
   )[..., 0]
-  np.testing.assert_allclose(
-    new.logprobs_BN, expected_BN, atol=LOGIT_TOLERANCE
-  )
+  np.testing.assert_allclose(new.logprobs_BN, expected_BN, atol=LOGIT_TOLERANCE)
   np.testing.assert_array_equal(new.sampling_logprobs_BN, 0)
 
 
@@ -161,9 +159,7 @@ def test_generate_stops_a_request_after_its_end_token(loaded, expected):
   eos = int(greedy_BN[0, 4])
   assert eos not in greedy_BN[0, :4]
   assert eos not in greedy_BN[1]
-  new = _generate(
-    loaded, expected['input_ids'][:, :length].tolist(), eos=[eos]
-  )
+  new = _generate(loaded, expected['input_ids'][:, :length].tolist(), eos=[eos])
   np.testing.assert_array_equal(new.num_tokens_B, [5, 12])
   assert new.sequences() == [
     greedy_BN[0, :5].tolist(),
@@ -194,9 +190,7 @@ def test_generate_draws_follow_each_request_and_its_seed(loaded):
 
 def test_generate_dense_differs_from_sparse_beyond_k(loaded, expected):
   length = int(expected['prompt_len'])
-  dense, _ = _prefill(
-    loaded, expected['input_ids'][:, :length], mode=DENSE
-  )
+  dense, _ = _prefill(loaded, expected['input_ids'][:, :length], mode=DENSE)
   error = np.abs(dense - expected['logits'][:, length - 1]).max()
   assert error > 0.1
   short, _ = _prefill(loaded, expected['input_ids'][:, :8], mode=DENSE)
@@ -256,7 +250,7 @@ def test_decode_step_past_the_capacity_gives_nan(loaded, expected):
 
 def test_prefill_past_the_capacity_is_refused(loaded, expected):
   ids_BT = expected['input_ids']
-  with pytest.raises(ValueError, match='capacity: got 32, expected at least 33'):
+  with pytest.raises(ValueError, match=r'capacity: got 32, expected .* 33'):
     _prefill(loaded, ids_BT[:, :33])
   with pytest.raises(ValueError, match='lengths_B'):
     _prefill(loaded, ids_BT[:, :4], lengths_B=np.array([0, 4], np.int32))
