@@ -143,6 +143,12 @@ class Run:
     stage = stages.build(config, model.cfg)
     tx = optimizer.build(config, stage)
     started = time.time()
+    with CheckpointManager(
+      directory / 'checkpoints', keep=self.config.checkpoint.keep
+    ) as checkpoints:
+      # Parameters and two moments: before anything is compiled.
+      shapes = state_lib.variable_shapes(model)
+      checkpoints.check_space([shapes['params']] * 3)
     start = self._start_variables(name, model)
     state = state_lib.create(start, stage, tx)
     if config.keep_optimizer_state:
@@ -246,7 +252,7 @@ class Run:
     source = self._source(name)
     if source is None:
       return state_lib.init_variables(model, key)
-    shapes = jax.eval_shape(lambda: state_lib.init_variables(model, key))
+    shapes = state_lib.variable_shapes(model)
     return load_params(source, shapes, report=self._report).state
 
   def _with_optimizer_state(
@@ -255,12 +261,18 @@ class Run:
     """Moments of the stage before; schedules start anew."""
     source = self._source(name)
     assert source is not None
-    old = load_params(
+    loaded = load_params(
       source,
       {'opt_state': state.opt_state},
       partial=('opt_state',),
       report=self._report,
-    ).state['opt_state']
+    )
+    if loaded.kept:
+      self._report(
+        f'{name}: {len(loaded.kept)} arrays of the optimizer state are not in '
+        f'{source} and start at zero: {", ".join(loaded.kept)}'
+      )
+    old = loaded.state['opt_state']
 
     def is_schedule(node: Any) -> bool:
       return isinstance(node, optax.ScaleByScheduleState)

@@ -1,6 +1,7 @@
 """Everything a training step changes."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from dsv32_jax.config.model import DENSE
 from dsv32_jax.modules.moe import ROUTER_BIAS
 from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.training import optimizer
@@ -48,11 +50,25 @@ def init_variables(model: DeepSeekV32, key: Array) -> dict:
   Returns:
     {'params': ..., 'router_bias': ...}.
   """
-  tokens_BT = jnp.zeros((1, 8), jnp.int32)
-  init = jax.jit(lambda key: nn.meta.unbox(model.init(key, tokens_BT)))
-  variables = dict(init(key))
-  variables.setdefault(ROUTER_BIAS, {})
-  return variables
+  # It runs once: optimising the code would take longer than running it.
+  compiled = (
+    jax.jit(_init, static_argnums=0)
+    .lower(model, key)
+    .compile(compiler_options={'xla_backend_optimization_level': 0})
+  )
+  return compiled(key)
+
+
+def variable_shapes(model: DeepSeekV32) -> dict:
+  """Shapes and dtypes of `init_variables`, without making an array."""
+  return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+
+
+def _init(model: DeepSeekV32, key: Array) -> dict:
+  # Dense attention has the same parameters and less to trace.
+  tokens_BT = jnp.zeros((1, 1), jnp.int32)
+  variables = model.init(key, tokens_BT, attention=DENSE)
+  return {ROUTER_BIAS: {}} | dict(nn.meta.unbox(variables))
 
 
 def create(

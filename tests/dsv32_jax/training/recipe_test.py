@@ -35,9 +35,7 @@ def finished(tmp_path_factory):
 
 def load(config: RunConfig, workdir, name: str) -> dict:
   model = DeepSeekV32(config.stage_model(name))
-  shapes = jax.eval_shape(
-    lambda: state_lib.init_variables(model, jax.random.key(0))
-  )
+  shapes = state_lib.variable_shapes(model)
   return load_params(workdir / 'stages' / name, shapes).state
 
 
