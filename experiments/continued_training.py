@@ -1,9 +1,9 @@
-"""Trains a DeepSeek-V3.2 through the stages of a recipe and reports on it.
+r"""Trains a DeepSeek-V3.2 through the stages of a recipe and reports on it.
 
 Stages that are done are skipped and a stage that was interrupted goes on where
 it was, so the same command always continues:
 
-    python experiments/continued_training.py --workdir=runs/quick \\
+    python experiments/continued_training.py --workdir=runs/quick \
       --config=experiments/configs/continued_training.py:quick
 
 Any field can be set: --config.stages.dense_warmup.steps=200. One stage alone:

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     raise ValueError(f'workdir: {workdir} holds no run (no config.json there)')
   saved = json.loads(path.read_text(encoding='utf-8'))['config']
   config = convert.from_dict(RunConfig, saved)
-  changes = {'rows': _ROWS.value, 'recall_rows': _RECALL_ROWS.value}
+  changes: dict = {'rows': _ROWS.value, 'recall_rows': _RECALL_ROWS.value}
   for name, value in (
     ('seq_lens', _SEQ_LENS.value),
     ('recall_distances', _DISTANCES.value),

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     raise ValueError('prompt: expected --prompt or --prompt_ids, one of them')
   tokenizer = None
   if _PROMPT.value is None:
-    prompt, eos = [int(item) for item in _PROMPT_IDS.value], ()
+    prompt, eos = [int(item) for item in _PROMPT_IDS.value or ()], ()
   else:
     tokenizer = data.load_tokenizer(str(_TOKENIZER.value or home))
     data.check_vocab(tokenizer, model.cfg.vocab_size)
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     if tokenizer is None:
       print(','.join(map(str, sequence)))
     else:
-      print(_PROMPT.value + tokenizer.decode(sequence))
+      print(f'{_PROMPT.value}{tokenizer.decode(sequence)}')
   print(
     f'{int(new.num_tokens_B.sum())} tokens in {seconds:.1f} s with compilation',
     file=sys.stderr,

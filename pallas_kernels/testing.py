@@ -90,7 +90,7 @@ def assert_close(
     )
   if not actual_leaves:
     raise ValueError(f'{label}: nothing to compare')
-  worst = None
+  worst: ErrorSummary | None = None
   for (path, a), (_, d) in zip(actual_leaves, desired_leaves, strict=True):
     summary, errors = _compare(a, d)
     where = f'{label}{jax.tree_util.keystr(path)}'
@@ -105,6 +105,7 @@ def assert_close(
         )
     if worst is None or summary.max_error > worst.max_error:
       worst = summary
+  assert worst is not None
   return worst
 
 

@@ -45,7 +45,7 @@ def key_ranges(
       'neither'
     )
   shape = (batch, num_queries)
-  if key_start_BT is None:
+  if key_start_BT is None or key_end_BT is None:
     end_T = jnp.arange(num_queries, dtype=jnp.int32) + (
       1 + num_keys - num_queries
     )

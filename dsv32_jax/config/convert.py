@@ -1,4 +1,4 @@
-"""Between nested dicts (JSON, command-line overrides) and config dataclasses."""
+"""Between nested dicts (JSON, overrides) and config dataclasses."""
 
 import dataclasses
 import types

@@ -38,7 +38,7 @@ def check_types(config: object) -> None:
   for field in dataclasses.fields(config):  # pyrefly: ignore
     value = getattr(config, field.name)
     where = f'{type(config).__name__}.{field.name}'
-    kind = field.type
+    kind: typing.Any = field.type
     if typing.get_origin(kind) is Literal:
       choices = typing.get_args(kind)
       _require(
@@ -288,8 +288,8 @@ class ModelConfig:
     )
     _require(
       self.num_nextn_predict_layers in (0, 1),
-      f'num_nextn_predict_layers: got {self.num_nextn_predict_layers}, expected '
-      '0 or 1 (V3.2 has depth 1)',
+      f'num_nextn_predict_layers: got {self.num_nextn_predict_layers}, '
+      'expected 0 or 1 (V3.2 has depth 1)',
     )
     if self.num_moe_layers or self.num_nextn_predict_layers:
       self._check_experts()
@@ -310,7 +310,8 @@ class ModelConfig:
     )
     _require(
       experts % groups == 0,
-      f'n_group: got {groups}, expected a divisor of n_routed_experts {experts}',
+      f'n_group: got {groups}, expected a divisor of n_routed_experts '
+      f'{experts}',
     )
     _require(
       self.topk_group <= groups,
@@ -357,6 +358,6 @@ class ModelConfig:
     _require(
       self.q_lora_rank is not None,
       'q_lora_rank: got None, expected an integer: the lightning indexer reads '
-      "the query latent; set q_lora_rank (about hidden_size / 4) or use "
+      'the query latent; set q_lora_rank (about hidden_size / 4) or use '
       "selector 'all' without an indexer loss",
     )

@@ -197,9 +197,7 @@ def get(name: str) -> ModelConfig:
     ValueError: if there is none; lists those there are.
   """
   if name not in PRESETS:
-    raise ValueError(
-      f'preset: got {name!r}, expected one of {sorted(PRESETS)}'
-    )
+    raise ValueError(f'preset: got {name!r}, expected one of {sorted(PRESETS)}')
   return PRESETS[name]()
 
 

@@ -60,7 +60,6 @@ def held_out_loss(
   Raises:
     ValueError: if there is no batch.
   """
-
   losses, weights, pairs = [], [], []
   for index, rows in enumerate(batches):
     ce_BT, per_token = _token_losses(

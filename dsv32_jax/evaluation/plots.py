@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 COLOURS = {
   'dense': '#555555',
@@ -107,9 +107,7 @@ def _training(training: Mapping[str, list[dict]], figures: Figures) -> None:
   for axis in (left, right):
     if axis.lines:
       axis.legend(fontsize=7)
-  figures.save(
-    figure, 'training', 'Training: losses over all stages.', values
-  )
+  figures.save(figure, 'training', 'Training: losses over all stages.', values)
 
 
 def _quality(quality: Mapping[str, Any], figures: Figures) -> None:
@@ -120,7 +118,9 @@ def _quality(quality: Mapping[str, Any], figures: Figures) -> None:
     )
     for axis, (kind, part) in zip(axes[0], rows.items(), strict=True):
       layers = np.arange(len(part['of_oracle_by_layer']))
-      for place, selector in enumerate(('indexer', 'oracle', 'window', 'random')):
+      for place, selector in enumerate(
+        ('indexer', 'oracle', 'window', 'random')
+      ):
         axis.bar(
           layers + 0.2 * (place - 1.5),
           part['by_layer'][f'mass/{selector}'],

@@ -31,7 +31,7 @@ def write(workdir: pathlib.Path, found: Mapping[str, Any]) -> pathlib.Path:
   )
   origin = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
   sections = _sections(found)
-  head = _provenance(origin)
+  head = [*_provenance(origin), *_summary(found)]
   path = workdir / 'report.md'
   path.write_text(_markdown(head, sections, figures), encoding='utf-8')
   (workdir / 'report.html').write_text(
@@ -52,6 +52,43 @@ def _provenance(origin: Mapping[str, Any]) -> list[str]:
     f'Command: {" ".join(origin["command"])}',
     f'Commit: {commit}{changed}; seed {origin["config"]["seed"]}; {versions}',
   ]
+
+
+def _summary(found: Mapping[str, Any]) -> list[str]:
+  """The run in a few lines: loss, recall, selection, cost."""
+  lines = []
+  loss = found.get('loss', {}).get('by_length', {})
+  for length, row in loss.items():
+    if 'sparse' in row and 'dense' in row:
+      lines.append(
+        f'Held-out loss at {length} tokens: '
+        f'sparse {row["sparse"]["loss"]:.4f}, '
+        f'dense control {row["dense"]["loss"]:.4f} '
+        f'({row["sparse"]["relative_to_dense"]:+.2%}), attending to '
+        f'{row["sparse"]["pairs_per_token"]:.0f} instead of '
+        f'{row["dense"]["pairs_per_token"]:.0f} keys a query.'
+      )
+  if 'recall' in found:
+    recall = found['recall']
+    parts = [
+      f'{name} {min(values.values()):.3f} to {max(values.values()):.3f}'
+      for name, values in recall['sparse_model'].items()
+    ]
+    lines.append(
+      f'Recall accuracy beyond k = {recall["k"]}, worst and best distance: '
+      f'{", ".join(parts)}; chance {recall["chance"]:.3f}.'
+    )
+  for stage, rows in found.get('quality', {}).items():
+    parts = [
+      f'{kind} rows {part["of_oracle_mean"]:.3f} of the oracle (worst layer '
+      f'{part["of_oracle_worst"]:.3f}), {part["above_window"]:+.3f} above the '
+      'window'
+      for kind, part in rows.items()
+    ]
+    lines.append(
+      f'Dense attention mass kept after {stage}: {"; ".join(parts)}.'
+    )
+  return lines
 
 
 def _sections(found: Mapping[str, Any]) -> list[tuple[str, str, Table]]:
@@ -92,7 +129,7 @@ def _sections(found: Mapping[str, Any]) -> list[tuple[str, str, Table]]:
     sections.append(
       (
         f'Indexer after {stage}, on text rows',
-        'KL to dense attention; share of the oracle\'s tokens; rows whose k-th '
+        "KL to dense attention; share of the oracle's tokens; rows whose k-th "
         'score is tied with a token left out, or exactly 0; rows that keep the '
         'first token and the query itself; share kept of the k/8 most recent '
         'tokens.',
@@ -262,10 +299,11 @@ def _markdown(
 
 
 _CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; color: #222; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem;
+  margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: 13px; margin: 0.5rem 0 1.5rem; }
-th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd; }
+th, td { padding: 0.2rem 0.6rem; text-align: right;
+  border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; } figcaption, .from { color: #666; font-size: 13px; }
 """
@@ -286,7 +324,9 @@ def _html(
     parts.append(f'<h2>{html.escape(title)}</h2><p>{html.escape(sentence)}</p>')
     header = ''.join(f'<th>{html.escape(name)}</th>' for name in names)
     body = ''.join(
-      '<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row) + '</tr>'
+      '<tr>'
+      + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row)
+      + '</tr>'
       for row in rows
     )
     parts.append(f'<table><tr>{header}</tr>{body}</table>')

@@ -17,16 +17,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pallas_kernels
 from jaxtyping import Array, Int
-from pallas_kernels import topk_selector
 
+import pallas_kernels
 from dsv32_jax.config.model import AttentionMode
 from dsv32_jax.functional import masking
 from dsv32_jax.modules import selectors
 from dsv32_jax.modules.dsa import AttentionTrace
 from dsv32_jax.modules.rope import softmax_scale
 from dsv32_jax.modules.transformer import DeepSeekV32
+from pallas_kernels import topk_selector
 
 SELECTORS = ('indexer', 'oracle', 'window', 'random')
 TRACED = AttentionMode(selector='all', trace=True)

@@ -121,7 +121,7 @@ def kept_tokens(
   order_BV = jnp.argsort(-scaled_BV, axis=-1, stable=True)
   rank_V = jnp.arange(V)[None, :]
   kept_BV = jnp.ones(logits_BV.shape, jnp.bool)
-  if not keeps_all_k:
+  if sampling.top_k is not None:
     kept_BV = kept_BV & (rank_V < sampling.top_k)
   if sampling.top_p < 1:
     sorted_BV = jnp.take_along_axis(scaled_BV, order_BV, axis=-1)

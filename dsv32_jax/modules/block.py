@@ -13,12 +13,11 @@ from jaxtyping import Array, Float
 from dsv32_jax.config.model import AttentionMode, ModelConfig
 from dsv32_jax.functional.latent_cache import LatentCache
 from dsv32_jax.modules.dsa import (
-  AttentionAux,
   AttentionContext,
   DeepSeekSparseAttention,
 )
 from dsv32_jax.modules.feed_forward import SwiGLU
-from dsv32_jax.modules.moe import MoE, MoEAux
+from dsv32_jax.modules.moe import MoE
 from dsv32_jax.modules.norms import RMSNorm
 
 
@@ -129,9 +128,9 @@ class Stack(nn.Module):
     if not cfg.scan_layers:
       reports = []
       for layer in range(self.num_layers):
-        h_BTD, aux = block(
-          cfg, self.mode, self.use_moe, name=f'layer_{layer}'
-        )(h_BTD, context, None if caches is None else caches[layer])
+        h_BTD, aux = block(cfg, self.mode, self.use_moe, name=f'layer_{layer}')(
+          h_BTD, context, None if caches is None else caches[layer]
+        )
         reports.append(aux)
       return h_BTD, reports
     scanned = nn.scan(

@@ -13,10 +13,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import pallas_kernels
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+import pallas_kernels
 from dsv32_jax.config.model import AttentionMode, ModelConfig
 from dsv32_jax.functional import attention as attention_fn
 from dsv32_jax.functional import latent_cache
@@ -188,12 +188,22 @@ class DeepSeekSparseAttention(nn.Module):
     proj: MLAProjections,
     index: IndexerProjections | None,
     latent_BSX: Array,
-    k_index_BSI: Array | None,
+    k_index_BSI: Any,
     context: AttentionContext,
   ) -> Int[Array, 'B T K']:
     """S_t of Eq. 2, or the set a control would take; constants for autodiff."""
     k = min(self.cfg.index_topk, latent_BSX.shape[1])
-    ranges = (context.key_start_BT, context.key_end_BT)
+    # The ranges are the same in every layer. In a scan over layers, JAX would
+    # take what follows from them alone, the masks of all blocks of queries,
+    # out of the scan and keep it: [T, S] memory. Tied to the layer's own
+    # latents, they are as variable as those.
+    _, *ranges = jax.lax.optimization_barrier(
+      (
+        jax.lax.stop_gradient(latent_BSX),
+        context.key_start_BT,
+        context.key_end_BT,
+      )
+    )
     match self.mode.selector:
       case 'indexer':
         assert index is not None
@@ -223,17 +233,18 @@ class DeepSeekSparseAttention(nn.Module):
     proj: MLAProjections,
     index: IndexerProjections | None,
     latent_BSX: Array,
-    k_index_BSI: Array | None,
+    k_index_BSI: Any,
     indices_BTK: Array | None,
     context: AttentionContext,
   ) -> tuple[Array, Array]:
     """Attention output and this layer's indexer loss."""
     mode = self.mode
-    ranges = dict(
-      key_start_BT=context.key_start_BT, key_end_BT=context.key_end_BT
-    )
+    ranges = {
+      'key_start_BT': context.key_start_BT,
+      'key_end_BT': context.key_end_BT,
+    }
     absorbed = mode.is_sparse if mode.absorbed is None else mode.absorbed
-    v_BSHU = None
+    v_BSHU: Any = None
     if absorbed:
       q, keys = mla.absorbed_queries(proj), latent_BSX[:, :, None, :]
     else:

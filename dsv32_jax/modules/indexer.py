@@ -52,7 +52,7 @@ class LightningIndexer(nn.Module):
   ) -> IndexerProjections:
     """Projects the normed block input and the normed query latent."""
     cfg = self.cfg
-    J, I = cfg.index_n_heads, cfg.index_head_dim  # noqa: E741
+    J, I = cfg.index_n_heads, cfg.index_head_dim
     # "we detach the indexer input from the computational graph for separate
     # optimization" (arXiv:2512.02556, section 2.1): the KL never reaches the
     # main model, in either stage.
@@ -83,9 +83,7 @@ class LightningIndexer(nn.Module):
       dtype='float32',
     )
     q_BTJI = jnp.einsum('btq,qji->btji', c_q_BTQ, w_iq)
-    k_BTI = LayerNorm(I, name='k_norm')(
-      jnp.einsum('btd,di->bti', x_BTD, w_ik)
-    )
+    k_BTI = LayerNorm(I, name='k_norm')(jnp.einsum('btd,di->bti', x_BTD, w_ik))
     q_BTJI = self._rotate(q_BTJI, positions_BT)
     k_BTI = self._rotate(k_BTI, positions_BT)
     if cfg.index_hadamard:

@@ -89,9 +89,7 @@ class MultiHeadLatentAttention(nn.Module):
     if self.cfg.q_lora_rank is None:
       c_q_BTQ, q_in = None, x_BTD
     else:
-      q_in = c_q_BTQ = self.q_norm(
-        jnp.einsum('btd,dq->btq', x_BTD, self.w_dq)
-      )
+      q_in = c_q_BTQ = self.q_norm(jnp.einsum('btd,dq->btq', x_BTD, self.w_dq))
     q_nope_BTHN = jnp.einsum('btq,qhn->bthn', q_in, self.w_uq)
     q_rope_BTHR = rotary.apply(
       jnp.einsum('btq,qhr->bthr', q_in, self.w_qr),

@@ -12,9 +12,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import pallas_kernels
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+import pallas_kernels
 from dsv32_jax.config.model import ModelConfig
 from dsv32_jax.functional import expert_dispatch, routing
 from dsv32_jax.losses import load_balance

@@ -43,9 +43,7 @@ class MultiTokenPrediction(nn.Module):
     """
     cfg = self.cfg
     D, eps = cfg.hidden_size, cfg.rms_norm_eps
-    w_eh = weight(
-      self, cfg, 'w_eh', (2 * D, D), (axes.MTP_CONCAT, axes.EMBED)
-    )
+    w_eh = weight(self, cfg, 'w_eh', (2 * D, D), (axes.MTP_CONCAT, axes.EMBED))
     joined = jnp.concatenate(
       [
         RMSNorm(D, eps, name='embedding_norm')(next_embedding_BTD),

@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pallas_kernels
 from jaxtyping import Array, Float, Int
+
+import pallas_kernels
 
 _CHUNK = 128
 

@@ -17,7 +17,7 @@ from dsv32_jax.config.model import SPARSE, AttentionMode, ModelConfig
 from dsv32_jax.functional import masking
 from dsv32_jax.functional.latent_cache import LatentCache
 from dsv32_jax.modules.block import BlockAux, Stack
-from dsv32_jax.modules.dsa import AttentionContext, AttentionTrace
+from dsv32_jax.modules.dsa import AttentionContext
 from dsv32_jax.modules.mtp import MultiTokenPrediction
 from dsv32_jax.modules.norms import RMSNorm
 from dsv32_jax.modules.weights import weight
@@ -144,9 +144,7 @@ class DeepSeekV32(nn.Module):
           h_BTD, context, own
         )
         reports += _with_layer_axis(aux)
-    h_BTD = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, name='final_norm')(
-      h_BTD
-    )
+    h_BTD = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, name='final_norm')(h_BTD)
     if cfg.tie_word_embeddings:
       w_head = embedding_VD.T
     else:
@@ -236,7 +234,9 @@ def _with_layer_axis(aux: list[BlockAux] | BlockAux) -> list[BlockAux]:
   return [jax.tree.map(lambda leaf: leaf[None], report) for report in aux]
 
 
-def _over_layers(reports: list[BlockAux], read: Any, width: Any = None) -> Array:
+def _over_layers(
+  reports: list[BlockAux], read: Any, width: Any = None
+) -> Array:
   """Joins one value of every stack along the layer axis, skipping None."""
   parts = [part for part in map(read, reports) if part is not None]
   if not parts:

@@ -4,12 +4,11 @@ Letters: B batch, T tokens.
 """
 
 import dataclasses
-from typing import Any
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from dsv32_jax.losses import mtp
 
@@ -36,9 +35,7 @@ class Batch:
   @classmethod
   def from_numpy(cls, rows: Mapping) -> 'Batch':
     """From the dict of [B, T] arrays that the data pipeline yields."""
-    return cls(
-      **{f'{name}_BT': jnp.asarray(rows[name]) for name in BATCH_KEYS}
-    )
+    return cls(**{f'{name}_BT': jnp.asarray(rows[name]) for name in BATCH_KEYS})
 
 
 BATCH_KEYS = ('tokens', 'targets', 'loss_weight', 'segment_ids', 'positions')

@@ -23,7 +23,9 @@ def group_of(path: tuple) -> str:
 
 def labels(params: Any) -> Any:
   """The group of every parameter, as a tree like `params`."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: group_of(path), params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: group_of(path), params
+  )
 
 
 def schedule(config: OptimizerConfig, steps: int) -> Callable:

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pallas_kernels
 from jaxtyping import Array
 
+import pallas_kernels
 from dsv32_jax.config.model import AttentionMode
 from dsv32_jax.functional import masking
 from dsv32_jax.modules import selectors

@@ -150,6 +150,8 @@ class Run:
       shapes = state_lib.variable_shapes(model)
       checkpoints.check_space([shapes['params']] * 3)
     start = self._start_variables(name, model)
+    if name == self.config.order[0]:
+      self._report(metrics_lib.parameter_overview(start['params']))
     state = state_lib.create(start, stage, tx)
     if config.keep_optimizer_state:
       state = self._with_optimizer_state(name, state)
@@ -344,7 +346,14 @@ def _claim(config: RunConfig, workdir: pathlib.Path) -> None:
 def versions() -> dict[str, str]:
   """Versions of what decides a run's numbers."""
   found = {'python': platform.python_version()}
-  for package in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'):
+  for package in (
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'orbax-checkpoint',
+    'grain',
+  ):
     found[package] = importlib.metadata.version(package)
   return found
 

@@ -55,12 +55,12 @@ def build(config: StageConfig, model: ModelConfig) -> Stage:
   Raises:
     ValueError: if the stage needs an indexer and the model has no q latent.
   """
-  common = dict(
-    micro_batches=config.micro_batches,
-    mtp_loss_weight=(
+  common = {
+    'micro_batches': config.micro_batches,
+    'mtp_loss_weight': (
       config.mtp_loss_weight if model.num_nextn_predict_layers else 0.0
     ),
-  )
+  }
   match config.kind:
     case 'pretrain' | 'context_extension':
       return Stage(

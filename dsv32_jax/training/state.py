@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from dsv32_jax.config.model import DENSE
 from dsv32_jax.modules.moe import ROUTER_BIAS

@@ -40,9 +40,7 @@ def forward(
     positions_BT=batch.positions_BT,
     attention=stage.attention,
     compute_logits=stage.lm_loss,
-    compute_mtp=(
-      stage.mtp_loss_weight > 0 or stage.indexer_kl_coefficient > 0
-    ),
+    compute_mtp=(stage.mtp_loss_weight > 0 or stage.indexer_kl_coefficient > 0),
     indexer_row_weight_BT=valid_BT / jnp.maximum(total.valid_tokens, 1.0),
     rngs={'selection': key},
   )  # pyrefly: ignore
@@ -155,7 +153,7 @@ def make_train_step(
     )
     trainable, frozen = optimizer.split(state.params, stage)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
-    trainable = optax.apply_updates(trainable, updates)
+    trainable: Any = optax.apply_updates(trainable, updates)
     metrics.update(_group_norms(grads))
     new_state = TrainState(
       step=state.step + 1,

@@ -1,4 +1,4 @@
-"""DeepSeek-V3.2's continued training at laptop scale, and up.
+r"""DeepSeek-V3.2's continued training at laptop scale, and up.
 
 Paper: arXiv:2512.02556, section 2.1.1. A base model is pretrained with dense
 attention and extended to the training length with YaRN; then dense warm-up
@@ -10,7 +10,7 @@ Half of the rows (three quarters while pretraining) are the recall task, whose
 answer lies farther back than k tokens; the rest is the source of the Python
 standard library, as bytes.
 
-    python experiments/continued_training.py --workdir=runs/quick \\
+    python experiments/continued_training.py --workdir=runs/quick \
       --config=experiments/configs/continued_training.py:quick
 
 Presets:
@@ -24,7 +24,7 @@ import dataclasses
 
 from dsv32_jax.config import presets
 from dsv32_jax.config.data import DataConfig, RecallConfig, TokenizerConfig
-from dsv32_jax.config.model import ModelConfig, RopeScaling
+from dsv32_jax.config.model import ModelConfig, RopeScaling, Selector
 from dsv32_jax.config.training import (
   CheckpointConfig,
   EvaluationConfig,
@@ -76,7 +76,7 @@ def indexer_optimizer(peak: float):
 
 
 def sparse_stages(
-  data: DataConfig, *, steps: int, controls: tuple[str, ...]
+  data: DataConfig, *, steps: int, controls: tuple[Selector, ...]
 ) -> dict[str, StageConfig]:
   """Sparse training and its controls, equal but for the selector."""
   sparse = StageConfig(
@@ -197,7 +197,7 @@ def quick() -> RunConfig:
 
 def cpu() -> RunConfig:
   """The learning results: T 512, k = T/8, all controls, two cores."""
-  base = dict(keys=16, share=0.75)
+  base = {'keys': 16, 'share': 0.75}
   later = rows(512, 4, gap=64, keys=16, share=0.5)
   stages = {
     'pretrain_short': StageConfig(
@@ -255,7 +255,7 @@ def cpu() -> RunConfig:
 
 def mini() -> RunConfig:
   """`mini` on one GPU, k = T/8 at T 4096, trained BPE."""
-  more = dict(tokenizer=TokenizerConfig(kind='bpe'))
+  more = {'tokenizer': TokenizerConfig(kind='bpe')}
   later = rows(4096, 8, gap=512, keys=16, share=0.25, **more)
   stages = {
     'pretrain': StageConfig(

@@ -22,7 +22,7 @@ def lightning_indexer(
     x.astype(jnp.float32) for x in (q_index_BTJI, k_index_BSI, w_index_BTJ)
   )
   T, S = q.shape[1], k.shape[1]
-  if key_start_BT is None and key_end_BT is None:
+  if key_start_BT is None or key_end_BT is None:
     key_end_BT = (jnp.arange(T) + 1 + S - T)[None]
     key_start_BT = jnp.zeros_like(key_end_BT)
   dots_BTJS = jnp.einsum('btji,bsi->btjs', q, k, precision='highest')

@@ -57,9 +57,28 @@ def score_window(
     return acc_BTW + w_BT[..., None] * relu_BTW, None
 
   shape = (*q_BTJI.shape[:2], k_BWI.shape[1])
-  scores_BTW, _ = lax.scan(
-    add_head, jnp.zeros(shape, jnp.float32), _heads_first(q_BTJI, w_BTJ)
-  )
+  if shape[1] == 1:
+    # One query (decode): [W, J] is small, and one product reads the keys once
+    # instead of once a head.
+    relu_BTWJ = jax.nn.relu(
+      jnp.einsum(
+        'btji,bsi->btsj',
+        q_BTJI,
+        k_BWI,
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+      )
+    )
+    scores_BTW = jnp.einsum(
+      'btsj,btj->bts',
+      relu_BTWJ,
+      w_BTJ.astype(jnp.float32),
+      precision=lax.Precision.HIGHEST,
+    )
+  else:
+    scores_BTW, _ = lax.scan(
+      add_head, jnp.zeros(shape, jnp.float32), _heads_first(q_BTJI, w_BTJ)
+    )
   # A negative weight times a zero gives -0.0, which is no other score than 0.
   scores_BTW = jnp.where(scores_BTW == 0, 0.0, scores_BTW)
   valid_BTW = windows.range_mask(

@@ -36,6 +36,8 @@ _INT32_MIN = np.int32(-(2**31))
 _INT16_MIN = np.int16(-(2**15))
 _LANES = 128
 _WORD = 32
+# On one row and up to about this k, `lax.top_k` beats the threshold search.
+_FEW = 128
 
 
 @functools.partial(jax.jit, static_argnames='k')
@@ -96,6 +98,7 @@ def indexed_topk(
   )
   sizes = config.xla_config(batch=B, num_queries=T, num_keys=S)
   num_words = math.ceil(S / _WORD)
+  few = T == 1 and k <= _FEW
 
   def block(
     q_BtJI: Array, w_BtJ: Array, start_Bt: Array, end_Bt: Array
@@ -105,6 +108,8 @@ def indexed_topk(
       scores_BtW = lightning_indexer.score_window(
         q_BtJI, k_BWI, w_BtJ, start_Bt, end_Bt, offset
       )
+      if few:
+        return _few_indices(scores_BtW, k=k), offset
       above, at_threshold, room = _split(scores_BtW, k=k)
       # Packed and padded, every width gives the same small shape, and what
       # follows is compiled once.
@@ -117,7 +122,7 @@ def indexed_topk(
     *parts, offset = windows.over_window(
       branch, start_Bt, end_Bt, num_keys=S, count=sizes.key_windows
     )
-    indices_BtK = _indices(*parts, k=k)
+    indices_BtK = parts[0] if few else _indices(*parts, k=k)
     return jnp.where(indices_BtK < 0, -1, indices_BtK + offset)
 
   with jax.named_scope('indexed_topk'):
@@ -125,6 +130,20 @@ def indexed_topk(
       block, q_BTJI, w_BTJ, start_BT, end_BT, block=sizes.query_block
     )
   return Selection(indices_BTK=indices_BTK)
+
+
+def _few_indices(
+  scores: Float[Array, 'B T S'], *, k: int
+) -> Int32[Array, 'B T K']:
+  """A small k of one query: `lax.top_k`, which keeps the lowest of equals."""
+  S = scores.shape[-1]
+  scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+  best, index = lax.top_k(scores, min(k, S))
+  index = jnp.sort(jnp.where(best > -jnp.inf, index, S), axis=-1)
+  index = jnp.pad(
+    index, ((0, 0), (0, 0), (0, max(k - S, 0))), constant_values=S
+  )
+  return jnp.where(index == S, -1, index).astype(jnp.int32)
 
 
 def _split(

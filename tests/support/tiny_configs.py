@@ -28,30 +28,30 @@ def config(**changes: Any) -> ModelConfig:
 
   Eight indexer heads, since fewer give tied scores at random (spec 3.5).
   """
-  sizes: dict[str, Any] = dict(
-    vocab_size=32,
-    hidden_size=16,
-    num_hidden_layers=2,
-    first_k_dense_replace=1,
-    num_attention_heads=2,
-    q_lora_rank=12,
-    kv_lora_rank=8,
-    qk_nope_head_dim=6,
-    qk_rope_head_dim=4,
-    v_head_dim=6,
-    intermediate_size=24,
-    moe_intermediate_size=8,
-    n_routed_experts=4,
-    num_experts_per_tok=2,
-    n_shared_experts=1,
-    n_group=2,
-    topk_group=1,
-    index_n_heads=8,
-    index_head_dim=8,
-    index_topk=6,
-    max_position_embeddings=64,
-    remat='none',
-  )
+  sizes: dict[str, Any] = {
+    'vocab_size': 32,
+    'hidden_size': 16,
+    'num_hidden_layers': 2,
+    'first_k_dense_replace': 1,
+    'num_attention_heads': 2,
+    'q_lora_rank': 12,
+    'kv_lora_rank': 8,
+    'qk_nope_head_dim': 6,
+    'qk_rope_head_dim': 4,
+    'v_head_dim': 6,
+    'intermediate_size': 24,
+    'moe_intermediate_size': 8,
+    'n_routed_experts': 4,
+    'num_experts_per_tok': 2,
+    'n_shared_experts': 1,
+    'n_group': 2,
+    'topk_group': 1,
+    'index_n_heads': 8,
+    'index_head_dim': 8,
+    'index_topk': 6,
+    'max_position_embeddings': 64,
+    'remat': 'none',
+  }
   return ModelConfig(**(sizes | changes))
 
 
@@ -60,13 +60,6 @@ def jit(function: Callable, **options: Any) -> Callable:
   return jax.jit(
     function, compiler_options={'xla_backend_optimization_level': 0}, **options
   )
-
-
-@functools.lru_cache
-def shapes(cfg: ModelConfig) -> Any:
-  """Shapes of a model's variables."""
-  model = DeepSeekV32(cfg)
-  return jax.eval_shape(lambda: state.init_variables(model, jax.random.key(0)))
 
 
 def random_tree(tree: Any, seed: int = 0) -> Any:
@@ -97,7 +90,7 @@ def random_tree(tree: Any, seed: int = 0) -> Any:
 @functools.lru_cache
 def variables(cfg: ModelConfig, seed: int = 0) -> dict:
   """Random variables of a model; do not change them in place."""
-  return random_tree(shapes(cfg), seed)
+  return random_tree(state.variable_shapes(DeepSeekV32(cfg)), seed)
 
 
 @functools.lru_cache

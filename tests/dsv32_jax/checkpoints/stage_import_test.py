@@ -44,9 +44,7 @@ def test_load_stage_gives_the_model_and_the_variables_saved(tmp_path):
 
 def test_load_stage_of_an_unknown_model_is_refused(tmp_path):
   _save(tmp_path, _state(CFG), {'stage': 'pretrain'})
-  with pytest.raises(
-    ValueError, match=r"records .'stage'., expected 'model'"
-  ):
+  with pytest.raises(ValueError, match=r"records .'stage'., expected 'model'"):
     checkpoints.load_stage(tmp_path)
 
 

@@ -33,7 +33,9 @@ def _ranges():
 
 def _operands(seed=0, length=20):
   generator = np.random.default_rng(seed)
-  return generator.standard_normal((2, 3, length, 2, 5)).astype(np.float32)
+  return jnp.asarray(
+    generator.standard_normal((2, 3, length, 2, 5)), jnp.float32
+  )
 
 
 def _head_mean_oracle(q, k, scale):

@@ -14,6 +14,9 @@ from dsv32_jax.training import recipe
 from dsv32_jax.training import state as state_lib
 from tests.support import small_runs
 
+# The fixture compiles every stage of a run, in the first test that asks.
+pytestmark = pytest.mark.timeout(600)
+
 ONE_DEVICE = MeshConfig(data=1)
 
 

@@ -1,0 +1,131 @@
+"""A stack of blocks under every way of storing and recomputing it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsv32_jax.config.model import SPARSE_TRAINING
+from dsv32_jax.functional import masking
+from dsv32_jax.modules import block
+from dsv32_jax.modules.dsa import AttentionContext
+from dsv32_jax.modules.moe import ROUTER_BIAS
+from tests.support import tiny_configs, tolerances
+
+ROWS = tiny_configs.rows([[20], [11, 7]])
+
+
+def _context():
+  segment_ids_BT = jnp.asarray(ROWS['segment_ids'])
+  start_BT, end_BT = masking.key_ranges(segment_ids_BT)
+  return AttentionContext(
+    positions_BT=jnp.asarray(ROWS['positions']),
+    key_start_BT=start_BT,
+    key_end_BT=end_BT,
+    row_weight_BT=(segment_ids_BT > 0) / jnp.sum(segment_ids_BT > 0),
+  )
+
+
+@functools.lru_cache
+def _loss_and_gradients(remat, *, scan):
+  """Of two MoE blocks with sparse attention and both kinds of loss."""
+  cfg = tiny_configs.config(remat=remat, scan_layers=scan)
+  stack = block.Stack(cfg, SPARSE_TRAINING, True, 2)
+  # The weights of the two layers, in the shape that this stack wants.
+  model = tiny_configs.config(num_hidden_layers=3)
+  whole = tiny_configs.variables(model)
+  variables = {
+    'params': whole['params']['moe_layers'],
+    ROUTER_BIAS: whole[ROUTER_BIAS]['moe_layers'],
+  }
+  if not scan:
+    variables = {
+      name: {
+        f'layer_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], tree['layers'])
+        for i in range(2)
+      }
+      for name, tree in variables.items()
+    }
+  x_BTD = jnp.asarray(
+    np.random.default_rng(0).standard_normal((2, 20, cfg.hidden_size)),
+    jnp.float32,
+  )
+
+  def loss(params, x_BTD):
+    h_BTD, reports = stack.apply(
+      {**variables, 'params': params}, x_BTD, _context()
+    )
+    if not scan:
+      reports = jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+    valid_BT = jnp.asarray(ROWS['segment_ids'] > 0)
+    return (
+      jnp.sum(jnp.where(valid_BT[..., None], jnp.sin(h_BTD), 0))
+      + jnp.sum(reports.attention.indexer_kl)
+      + jnp.sum(reports.moe.balance_loss)
+    )
+
+  value, gradients = tiny_configs.jit(jax.value_and_grad(loss, (0, 1)))(
+    variables['params'], x_BTD
+  )
+  params, x = gradients
+  if not scan:
+    params = {
+      'layers': jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.values())
+    }
+  return value, params, x
+
+
+@pytest.mark.parametrize(
+  ('remat', 'scan'),
+  [('save_attention', True), ('full', True), ('none', False)],
+)
+def test_stack_loss_and_gradients_do_not_depend_on_remat_or_scan(remat, scan):
+  value, *gradients = _loss_and_gradients('none', scan=True)
+  other, *other_gradients = _loss_and_gradients(remat, scan=scan)
+  np.testing.assert_allclose(other, value, rtol=1e-6)
+  tolerances.assert_close(other_gradients, gradients, gradient=True)
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
+
+
+def test_rematted_refuses_nothing_and_leaves_none_unwrapped():
+  assert block.rematted(block.Block, 'none', scanned=True) is block.Block
+  assert block.rematted(block.Block, 'full', scanned=True) is not block.Block
+
+
+@pytest.mark.parametrize(
+  ('remat', 'recomputed'), [('save_attention', False), ('full', True)]
+)
+def test_remat_policy_decides_whether_selection_runs_again(remat, recomputed):
+  """Selections are kept by 'save_attention': the backward pass selects none."""
+  cfg = tiny_configs.config(remat=remat, scan_layers=False)
+  stack = block.Stack(cfg, SPARSE_TRAINING, False, 1)
+  whole = tiny_configs.variables(tiny_configs.config())['params']
+  params = {
+    'layer_0': jax.tree.map(lambda x: x[0], whole['dense_layers']['layers'])
+  }
+  x_BTD = jnp.ones((2, 20, cfg.hidden_size))
+
+  def loss(params):
+    h_BTD, _ = stack.apply({'params': params}, x_BTD, _context())
+    return jnp.sum(h_BTD)
+
+  program = jax.make_jaxpr(jax.grad(loss))(params)
+  selections = _count(program.jaxpr, 'indexed_topk')
+  assert selections == (2 if recomputed else 1)
+
+
+def _count(jaxpr, name):
+  """Calls of the jitted function `name` whose result is used."""
+  jaxpr = jax.interpreters.partial_eval.dce_jaxpr(
+    jaxpr, [True] * len(jaxpr.outvars)
+  )[0]
+  found = 0
+  for equation in jaxpr.eqns:
+    found += equation.params.get('name') == name
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns') and equation.params.get('name') != name:
+        found += _count(inner, name)
+  return found
