@@ -37,13 +37,14 @@ def to_config_dict(config: RunConfig) -> ml_collections.ConfigDict:
   return _with_placeholders(convert.to_dict(config))
 
 
-def resolve(config: Mapping) -> RunConfig:
+def resolve(config: Mapping | ml_collections.ConfigDict) -> RunConfig:
   """The checked configuration behind a ConfigDict with its overrides.
 
   Raises:
     ValueError: naming the field, its value and what was expected.
   """
-  plain = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+  is_flag = isinstance(config, ml_collections.ConfigDict)
+  plain = config.to_dict() if is_flag else config
   return convert.from_dict(RunConfig, plain)
 
 
