@@ -201,6 +201,16 @@ class EvaluationConfig:
       value = getattr(self, name)
       _require(value >= 1, f'evaluation.{name}: got {value}, expected >= 1')
     _require(
+      self.every_steps >= 0,
+      f'evaluation.every_steps: got {self.every_steps}, expected >= 0',
+    )
+    for name in ('seq_lens', 'recall_distances'):
+      for value in getattr(self, name):
+        _require(
+          type(value) is int and value >= 1,
+          f'evaluation.{name}: got {value!r}, expected integers of at least 1',
+        )
+    _require(
       len(self.seq_lens) > 0,
       'evaluation.seq_lens: got none, expected at least one length',
     )

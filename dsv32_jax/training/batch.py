@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from dsv32_jax.losses import mtp
 
@@ -65,5 +66,10 @@ def totals(batch: Batch) -> Totals:
     lm_weight=jnp.sum(batch.loss_weight_BT),
     mtp_weight=jnp.sum(mtp_weight_BT),
     valid_tokens=jnp.sum((batch.segment_ids_BT > 0).astype(jnp.float32)),
-    rows=jnp.asarray(batch.tokens_BT.shape[0], jnp.float32),
+    rows=num_rows(batch),
   )
+
+
+def num_rows(batch: Batch) -> Float[Array, '']:
+  """Rows that hold at least one token."""
+  return jnp.sum(jnp.any(batch.segment_ids_BT > 0, axis=1).astype(jnp.float32))

@@ -16,7 +16,7 @@ from dsv32_jax.losses import language_model, mtp
 from dsv32_jax.modules.moe import ROUTER_BIAS
 from dsv32_jax.modules.transformer import DeepSeekV32, ModelOutput
 from dsv32_jax.training import optimizer
-from dsv32_jax.training.batch import Batch, Totals, totals
+from dsv32_jax.training.batch import Batch, Totals, num_rows, totals
 from dsv32_jax.training.stages import Stage
 from dsv32_jax.training.state import TrainState
 
@@ -70,8 +70,9 @@ def losses(
     parts['loss/lm'] = language_model.weighted_mean(
       ce_BT, batch.loss_weight_BT, total.lm_weight
     )
-    # Sequence-wise: averaged over rows, so a micro-batch holds its share.
-    share = batch.tokens_BT.shape[0] / total.rows
+    # Sequence-wise: averaged over the rows that are not all padding, so a
+    # micro-batch holds the share of its own.
+    share = num_rows(batch) / jnp.maximum(total.rows, 1.0)
     parts['loss/balance'] = jnp.sum(output.balance_loss_L) * share
     loss += parts['loss/lm'] + parts['loss/balance']
     if output.mtp_logits_BTV is not None and stage.mtp_loss_weight > 0:
