@@ -47,6 +47,7 @@ def temporary_bytes(kind, seq_len: int) -> int:
   key = jax.eval_shape(lambda: jax.random.key(0))
   run = jax.jit(step.make_train_step(model, stage, tx), donate_argnums=0)
   analysis = run.lower(state, batch, key).compile().memory_analysis()
+  assert analysis is not None, 'XLA gives no memory analysis here'
   return analysis.temp_size_in_bytes
 
 

@@ -1,4 +1,4 @@
-"""Several runs that differ in their seed: mean and spread of what they found."""
+"""Runs that differ in their seed: mean and spread of what they found."""
 
 import statistics
 from collections.abc import Mapping, Sequence

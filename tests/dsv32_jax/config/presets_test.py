@@ -114,18 +114,18 @@ def test_from_hf_json_does_not_change_its_argument():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    (dict(attention_bias=True), 'attention_bias: got True, expected False'),
-    (dict(hidden_act='gelu'), "hidden_act: got 'gelu', expected 'silu'"),
-    (dict(moe_layer_freq=2), 'moe_layer_freq: got 2, expected 1'),
+    ({'attention_bias': True}, 'attention_bias: got True, expected False'),
+    ({'hidden_act': 'gelu'}, "hidden_act: got 'gelu', expected 'silu'"),
+    ({'moe_layer_freq': 2}, 'moe_layer_freq: got 2, expected 1'),
     (
-      dict(num_key_value_heads=8),
+      {'num_key_value_heads': 8},
       'num_key_value_heads: got 8, expected num_attention_heads 128',
     ),
-    (dict(n_group=7), 'n_group: got 7, expected a divisor'),
-    (dict(hidden_size='7168'), "hidden_size: got '7168', expected int"),
-    (dict(torch_dtype='float8'), "precision.param: got 'float8', expected"),
+    ({'n_group': 7}, 'n_group: got 7, expected a divisor'),
+    ({'hidden_size': '7168'}, "hidden_size: got '7168', expected int"),
+    ({'torch_dtype': 'float8'}, "precision.param: got 'float8', expected"),
     (
-      dict(rope_scaling={'type': 'linear', 'factor': 2}),
+      {'rope_scaling': {'type': 'linear', 'factor': 2}},
       "rope_scaling.type: got 'linear', expected 'yarn'",
     ),
   ],

@@ -21,7 +21,7 @@ DATA = DataConfig(seq_len=64, batch_size=8)
 
 
 def _stage(kind='pretrain', **changes):
-  return StageConfig(**(dict(kind=kind, steps=3, data=DATA) | changes))
+  return StageConfig(**({'kind': kind, 'steps': 3, 'data': DATA} | changes))
 
 
 def _run(stages=None, order=None, **changes):
@@ -32,7 +32,11 @@ def _run(stages=None, order=None, **changes):
   }
   return RunConfig(
     **(
-      dict(model=presets.tiny(), stages=stages, order=order or tuple(stages))
+      {
+        'model': presets.tiny(),
+        'stages': stages,
+        'order': order or tuple(stages),
+      }
       | changes
     )
   )
@@ -72,33 +76,33 @@ def test_optimizer_impossible_values_are_refused(field, value, expected):
 @pytest.mark.parametrize(
   ('changes', 'field', 'value', 'expected'),
   [
-    (dict(steps=0), 'steps', '0', 'at least 1'),
-    (dict(micro_batches=0), 'micro_batches', '0', 'at least 1'),
-    (dict(micro_batches=3), 'micro_batches', '3', 'data.batch_size 8'),
-    (dict(index_topk=0), 'index_topk', '0', 'at least 1'),
-    (dict(mtp_loss_weight=-1.0), 'mtp_loss_weight', '-1.0', '0 or more'),
+    ({'steps': 0}, 'steps', '0', 'at least 1'),
+    ({'micro_batches': 0}, 'micro_batches', '0', 'at least 1'),
+    ({'micro_batches': 3}, 'micro_batches', '3', 'data.batch_size 8'),
+    ({'index_topk': 0}, 'index_topk', '0', 'at least 1'),
+    ({'mtp_loss_weight': -1.0}, 'mtp_loss_weight', '-1.0', '0 or more'),
     (
-      dict(indexer_kl_coefficient=-1.0),
+      {'indexer_kl_coefficient': -1.0},
       'indexer_kl_coefficient',
       '-1.0',
       '0 or more',
     ),
     (
-      dict(router_bias_update_rate=-1.0),
+      {'router_bias_update_rate': -1.0},
       'router_bias_update_rate',
       '-1.0',
       '0 or more',
     ),
-    (dict(selector='window'), 'selector', "'window'", "'indexer'"),
-    (dict(kind='dense_warmup'), 'init_from', 'None', 'a trained checkpoint'),
+    ({'selector': 'window'}, 'selector', "'window'", "'indexer'"),
+    ({'kind': 'dense_warmup'}, 'init_from', 'None', 'a trained checkpoint'),
     (
-      dict(keep_optimizer_state=True),
+      {'keep_optimizer_state': True},
       'keep_optimizer_state',
       'True without init_from',
       'a stage or checkpoint',
     ),
-    (dict(kind='finetune'), 'kind', "'finetune'", 'sparse_training'),
-    (dict(data=None), 'data', 'None', 'DataConfig'),
+    ({'kind': 'finetune'}, 'kind', "'finetune'", 'sparse_training'),
+    ({'data': None}, 'data', 'None', 'DataConfig'),
   ],
 )
 def test_stage_impossible_values_are_refused(changes, field, value, expected):

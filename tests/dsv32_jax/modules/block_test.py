@@ -62,7 +62,9 @@ def _loss_and_gradients(remat, *, scan):
   params, x = gradients
   if not scan:
     params = {
-      'layers': jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.values())
+      'layers': jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *params.values()
+      )
     }
   return value, params, x
 

@@ -88,7 +88,9 @@ def test_moe_matches_one_token_at_a_time_in_float64():
 
 def test_moe_load_and_balance_do_not_count_padding():
   other = jnp.where(VALID[..., None], _x(), _x(seed=5))
-  aux = [_apply()(_variables(), x, jnp.asarray(VALID))[1] for x in (_x(), other)]
+  aux = [
+    _apply()(_variables(), x, jnp.asarray(VALID))[1] for x in (_x(), other)
+  ]
   assert not np.array_equal(other, _x())
   np.testing.assert_array_equal(aux[0].expert_load_E, aux[1].expert_load_E)
   np.testing.assert_array_equal(aux[0].balance_loss, aux[1].balance_loss)

@@ -29,9 +29,7 @@ def _pulled():
     rest = {k: v for k, v in variables.items() if k != 'params'}
 
     def logits(params):
-      output = model.apply(
-        {'params': params, **rest}, TOKENS, compute_mtp=True
-      )
+      output = model.apply({'params': params, **rest}, TOKENS, compute_mtp=True)
       return tuple(
         jnp.sum(jnp.sin(x_BTV[0, position]))
         for x_BTV in (output.mtp_logits_BTV, output.logits_BTV)

@@ -220,7 +220,7 @@ def test_transformer_tied_embeddings_have_no_head():
 
 
 def test_transformer_caches_on_a_scanned_model_are_refused():
-  with pytest.raises(ValueError, match='caches: got .*expected an unrolled'):
+  with pytest.raises(ValueError, match=r'caches: got .*expected an unrolled'):
     DeepSeekV32(CFG).apply(
       tiny_configs.variables(CFG), jnp.zeros((1, 1), jnp.int32), caches=()
     )

@@ -6,9 +6,9 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pallas_kernels
 import pytest
 
+import pallas_kernels
 from dsv32_jax.modules.moe import ROUTER_BIAS
 from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.training import proof
@@ -40,9 +40,7 @@ def _after():
 
 @functools.lru_cache
 def _kl():
-  return proof.full_row_kl(
-    DeepSeekV32(CFG), tiny_configs.variables(CFG), ROWS
-  )
+  return proof.full_row_kl(DeepSeekV32(CFG), tiny_configs.variables(CFG), ROWS)
 
 
 def _proof(monkeypatch, after=None, lines=LINES, kl=None):
@@ -64,14 +62,10 @@ def test_full_row_kl_finds_a_loss_that_leaves_out_a_key(monkeypatch):
 
   def without_first_key(*args, key_start_BT, key_end_BT, **options):
     start_BT = jnp.minimum(key_start_BT + 1, key_end_BT)
-    return real(
-      *args, key_start_BT=start_BT, key_end_BT=key_end_BT, **options
-    )
+    return real(*args, key_start_BT=start_BT, key_end_BT=key_end_BT, **options)
 
   monkeypatch.setattr(pallas_kernels, 'indexer_kl', without_first_key)
-  kl = proof.full_row_kl(
-    DeepSeekV32(CFG), tiny_configs.variables(CFG), ROWS
-  )
+  kl = proof.full_row_kl(DeepSeekV32(CFG), tiny_configs.variables(CFG), ROWS)
   monkeypatch.undo()
   found = _proof(monkeypatch, kl=kl)
   assert not found['full_row_kl']

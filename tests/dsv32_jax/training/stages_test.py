@@ -65,9 +65,7 @@ def test_stage_controls_train_the_main_model_without_an_indexer_loss(selector):
   assert stage.trainable == ('main',)
   assert stage.indexer_kl_coefficient == 0
   # All else as in the stage that it is compared with.
-  same = dict(
-    attention=DENSE, trainable=(), indexer_kl_coefficient=0.0
-  )
+  same = {'attention': DENSE, 'trainable': (), 'indexer_kl_coefficient': 0.0}
   assert dataclasses.replace(stage, **same) == dataclasses.replace(
     _build('sparse_training'), **same
   )

@@ -38,13 +38,13 @@ GAMMA = 0.25
 
 
 def _config(kind='sparse_training', **changes):
-  given = dict(
-    kind=kind,
-    steps=4,
-    data=DataConfig(seq_len=T, batch_size=len(DOCUMENTS)),
-    init_from=None if kind == 'pretrain' else 'somewhere',
-    router_bias_update_rate=GAMMA,
-  )
+  given = {
+    'kind': kind,
+    'steps': 4,
+    'data': DataConfig(seq_len=T, batch_size=len(DOCUMENTS)),
+    'init_from': None if kind == 'pretrain' else 'somewhere',
+    'router_bias_update_rate': GAMMA,
+  }
   return StageConfig(**(given | changes))
 
 
@@ -127,9 +127,7 @@ def test_step_on_eight_devices_equals_one_device(data_mesh):
   new_state, metrics = _result()
   assert len(other['loss/total'].sharding.device_set) == 8
   tolerances.assert_close(other, metrics, gradient=True)
-  tolerances.assert_close(
-    sharded.opt_state, new_state.opt_state, gradient=True
-  )
+  tolerances.assert_close(sharded.opt_state, new_state.opt_state, gradient=True)
   jax.tree.map(
     np.testing.assert_array_equal, sharded.router_bias, new_state.router_bias
   )
@@ -349,10 +347,10 @@ def test_warmup_keeps_no_optimizer_state_of_frozen_parameters():
 @pytest.mark.parametrize(
   ('changes', 'losses'),
   [
-    (dict(kind='pretrain'), {'lm', 'balance', 'mtp', 'total'}),
-    (dict(kind='pretrain', mtp_loss_weight=0.0), {'lm', 'balance', 'total'}),
-    (dict(selector='all'), {'lm', 'balance', 'mtp', 'total'}),
-    (dict(selector='window'), {'lm', 'balance', 'mtp', 'total'}),
+    ({'kind': 'pretrain'}, {'lm', 'balance', 'mtp', 'total'}),
+    ({'kind': 'pretrain', 'mtp_loss_weight': 0.0}, {'lm', 'balance', 'total'}),
+    ({'selector': 'all'}, {'lm', 'balance', 'mtp', 'total'}),
+    ({'selector': 'window'}, {'lm', 'balance', 'mtp', 'total'}),
   ],
 )
 def test_step_takes_the_losses_of_its_stage(changes, losses):
