@@ -111,19 +111,19 @@ def test_moe_bias_moves_the_choice_but_never_the_weights():
       }
     }
 
-  shifted, _ = _apply()(biased(np.full(4, 0.5, 'f')), _x(), jnp.asarray(VALID))
+  shifted, _ = _apply()(biased(np.full(8, 0.5, 'f')), _x(), jnp.asarray(VALID))
   np.testing.assert_array_equal(shifted, y_BTD)
-  # A large one keeps everybody away from the second group.
+  # A large one keeps everybody away from two groups.
   _, away = _apply()(
-    biased(np.array([0, 0, -9, -9], 'f')), _x(), jnp.asarray(VALID)
+    biased(np.array([0] * 4 + [-9] * 4, 'f')), _x(), jnp.asarray(VALID)
   )
-  np.testing.assert_array_equal(away.expert_load_E[2:], 0)
+  np.testing.assert_array_equal(away.expert_load_E[4:], 0)
   assert (aux.expert_load_E > 0).all()
 
 
 def test_moe_relabelled_experts_give_the_same_output():
-  """Swapping the two groups, weights and bias alike, changes nothing."""
-  order = np.array([2, 3, 0, 1])
+  """Groups in another order, weights and bias alike, changes nothing."""
+  order = np.array([6, 7, 0, 1, 4, 5, 2, 3])
 
   def permute(path, leaf):
     names = [key.key for key in path]

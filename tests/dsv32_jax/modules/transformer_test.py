@@ -162,9 +162,10 @@ def test_transformer_gradient_by_future_padded_and_foreign_tokens_is_zero():
 
 def test_transformer_without_logits_computes_the_same_losses():
   rows = tiny_configs.rows([[T], [11, 7]])
+  cfg = tiny_configs.config(num_hidden_layers=1)
   outputs = [
-    tiny_configs.forward(CFG, DENSE_WARMUP, compute_logits=compute)(
-      tiny_configs.variables(CFG),
+    tiny_configs.forward(cfg, DENSE_WARMUP, compute_logits=compute)(
+      tiny_configs.variables(cfg),
       jnp.asarray(rows['tokens']),
       segment_ids_BT=jnp.asarray(rows['segment_ids']),
     )
@@ -199,7 +200,7 @@ def test_transformer_scanned_equals_unrolled():
     )
   ]
   assert outputs[0].indexer_kl_L.shape == (4,)
-  assert outputs[0].expert_load_LE.shape == (3, 4)
+  assert outputs[0].expert_load_LE.shape == (3, 8)
   for name in (
     'logits_BTV',
     'mtp_logits_BTV',

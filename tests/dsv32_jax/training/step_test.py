@@ -196,7 +196,8 @@ def test_step_moves_the_router_bias_against_the_load():
   valid = int((_batch().segment_ids_BT > 0).sum())
   np.testing.assert_array_equal(load_LE.sum(-1), [2 * valid] * 2)
   moved_LE = GAMMA * np.sign(load_LE.mean(-1, keepdims=True) - load_LE)
-  assert not np.array_equal(load_LE[0], load_LE[1])
+  # Else one row in place of the other would go unnoticed.
+  assert not np.array_equal(moved_LE[0], moved_LE[1])
   assert {-GAMMA, GAMMA} <= set(moved_LE.ravel().tolist())
   for row, part in enumerate(('moe_layers', 'mtp')):
     (before,) = jax.tree.leaves(old[part])
