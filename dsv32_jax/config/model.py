@@ -198,7 +198,7 @@ class ModelConfig:
     scan_layers: stack equal layers and scan over them.
     remat: what a layer's backward recomputes: 'none' keeps everything,
       'save_attention' keeps attention outputs, selections and indexer
-      gradients only, 'full' keeps nothing.
+      gradients only, 'full' keeps selections only.
 
   Raises:
     ValueError: naming the field, its value and what was expected.

@@ -67,12 +67,18 @@ class Block(nn.Module):
     return h_BTD + y_BTD, BlockAux(attention=attention_aux, moe=moe_aux)
 
 
-_SAVED = (
-  'attention_out',
-  'attention_lse',
-  'indexer_kl_grads',
-  'selected_indices',
-)
+# Integers, k a token. Every policy keeps them: choosing is the dearest thing to
+# do again, and the backward pass must see the set that the forward pass chose.
+_SELECTION = 'selected_indices'
+_SAVED = {
+  'full': (_SELECTION,),
+  'save_attention': (
+    _SELECTION,
+    'attention_out',
+    'attention_lse',
+    'indexer_kl_grads',
+  ),
+}
 
 
 def rematted(block: type[nn.Module], policy: str, *, scanned: bool):
@@ -88,10 +94,7 @@ def rematted(block: type[nn.Module], policy: str, *, scanned: bool):
   """
   if policy == 'none':
     return block
-  if policy == 'full':
-    saveable = jax.checkpoint_policies.nothing_saveable
-  else:
-    saveable = jax.checkpoint_policies.save_only_these_names(*_SAVED)
+  saveable = jax.checkpoint_policies.save_only_these_names(*_SAVED[policy])
   return nn.remat(block, policy=saveable, prevent_cse=not scanned)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.indexer_kl.head_sum import sum_heads
 from pallas_kernels.sparse_mla_attention import config as config_lib
 from pallas_kernels.sparse_mla_attention import selection
 
@@ -80,7 +81,7 @@ def sweep(
         valid_BPM = key_11M >= start_BP[..., None]
         valid_BPM &= key_11M < end_BP[..., None]
       dots_BJPM = _product('bjpi,bmi->bjpm', q_index_BJPI, k_BMI)
-      scores_BPM = jnp.sum(w_BJP1 * jax.nn.relu(dots_BJPM), axis=1)
+      scores_BPM = sum_heads(w_BJP1 * jax.nn.relu(dots_BJPM), axis=1)
       return k_BMI, valid_BPM, dots_BJPM, scores_BPM
 
     def normalise(block, carry):
@@ -116,7 +117,8 @@ def sweep(
       k_BMI, valid_BPM, dots_BJPM, scores_BPM = index_scores(block)
       k_BGMX = selection.block_of(k_BGSX, block, size, 2)
       main_BGrPM = scale * _product('bgrpx,bgmx->bgrpm', q_BGrPX, k_BGMX)
-      mass_BPM = jnp.sum(jnp.exp(main_BGrPM - lse_BGrP1), axis=(1, 2))
+      p_BGrPM = jnp.exp(main_BGrPM - lse_BGrP1)
+      mass_BPM = sum_heads(sum_heads(p_BGrPM, axis=2), axis=1)
       p_BPM = jnp.where(valid_BPM, mass_BPM / num_heads, 0.0)
       log_q_BPM = scores_BPM - log_total_BP[..., None]
       log_p_BPM = jnp.log(jnp.where(p_BPM > 0, p_BPM, 1.0))

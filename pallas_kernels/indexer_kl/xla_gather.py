@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.indexer_kl.head_sum import sum_heads
 from pallas_kernels.sparse_mla_attention import config as config_lib
 from pallas_kernels.sparse_mla_attention import selection
 
@@ -47,12 +48,13 @@ def sweep(
 
     k_BPKGX = selection.gather_rows(k_BSGX, indices_BPK)
     main_BPGrK = scale * _product('bpgrx,bpkgx->bpgrk', q_BPGrX, k_BPKGX)
-    mass_BPK = jnp.sum(jnp.exp(main_BPGrK - lse_BPGr[..., None]), axis=(2, 3))
+    p_BPGrK = jnp.exp(main_BPGrK - lse_BPGr[..., None])
+    mass_BPK = sum_heads(sum_heads(p_BPGrK, axis=3), axis=2)
     p_BPK = jnp.where(valid_BPK, mass_BPK / num_heads, 0.0)
 
     k_BPKI = selection.gather_rows(k_index_BSI, indices_BPK)
     dots_BPJK = _product('bpji,bpki->bpjk', q_BPJI, k_BPKI)
-    scores_BPK = jnp.sum(w_BPJ1 * jax.nn.relu(dots_BPJK), axis=2)
+    scores_BPK = sum_heads(w_BPJ1 * jax.nn.relu(dots_BPJK), axis=2)
     log_total_BP1 = jax.nn.logsumexp(
       scores_BPK, axis=-1, keepdims=True, where=valid_BPK
     )

@@ -60,21 +60,17 @@ def score_window(
   if shape[1] == 1:
     # One query (decode): [W, J] is small, and one product reads the keys once
     # instead of once a head.
-    relu_BTWJ = jax.nn.relu(
-      jnp.einsum(
-        'btji,bsi->btsj',
-        q_BTJI,
-        k_BWI,
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-      )
-    )
-    scores_BTW = jnp.einsum(
-      'btsj,btj->bts',
-      relu_BTWJ,
-      w_BTJ.astype(jnp.float32),
+    dots_BTWJ = jnp.einsum(
+      'btji,bsi->btsj',
+      q_BTJI,
+      k_BWI,
       precision=lax.Precision.HIGHEST,
+      preferred_element_type=jnp.float32,
     )
+    # Apart from the product, the rest is one vectorised pass on CPU.
+    dots_BTWJ = lax.optimization_barrier(dots_BTWJ)
+    w_BT1J = w_BTJ[:, :, None].astype(jnp.float32)
+    scores_BTW = jnp.sum(jax.nn.relu(dots_BTWJ) * w_BT1J, axis=-1)
   else:
     scores_BTW, _ = lax.scan(
       add_head, jnp.zeros(shape, jnp.float32), _heads_first(q_BTJI, w_BTJ)

@@ -38,6 +38,8 @@ _LANES = 128
 _WORD = 32
 # On one row and up to about this k, `lax.top_k` beats the threshold search.
 _FEW = 128
+# Keys of a block of `_top_k_of_blocks`.
+_BLOCK = 64
 
 
 @functools.partial(jax.jit, static_argnames='k')
@@ -138,12 +140,38 @@ def _few_indices(
   """A small k of one query: `lax.top_k`, which keeps the lowest of equals."""
   S = scores.shape[-1]
   scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-  best, index = lax.top_k(scores, min(k, S))
+  if S > 2 * k * _BLOCK:
+    best, index = _top_k_of_blocks(scores, k)
+  else:
+    best, index = lax.top_k(scores, min(k, S))
   index = jnp.sort(jnp.where(best > -jnp.inf, index, S), axis=-1)
   index = jnp.pad(
     index, ((0, 0), (0, 0), (0, max(k - S, 0))), constant_values=S
   )
   return jnp.where(index == S, -1, index).astype(jnp.int32)
+
+
+def _top_k_of_blocks(
+  scores: Float[Array, 'B T S'], k: int
+) -> tuple[Float[Array, 'B T K'], Int32[Array, 'B T K']]:
+  """What `lax.top_k` gives, looking at k blocks of keys only.
+
+  They are the k blocks of the largest maxima, the first of equal ones. A key
+  elsewhere is beaten by the maximum of each of them: by a larger score, or by
+  an equal one at a lower index.
+  """
+  missing = -scores.shape[-1] % _BLOCK
+  if missing:
+    scores = jnp.pad(
+      scores, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf
+    )
+  blocks_BTNb = scores.reshape(*scores.shape[:2], -1, _BLOCK)
+  _, block_BTK = lax.top_k(jnp.max(blocks_BTNb, axis=-1), k)
+  block_BTK = jnp.sort(block_BTK, axis=-1)
+  few = jnp.take_along_axis(blocks_BTNb, block_BTK[..., None], axis=2)
+  best, index = lax.top_k(few.reshape(*scores.shape[:2], -1), k)
+  block = jnp.take_along_axis(block_BTK, index // _BLOCK, axis=-1)
+  return best, block * _BLOCK + index % _BLOCK
 
 
 def _split(

@@ -260,6 +260,37 @@ def test_indexed_selection_of_a_cached_decode_equals_the_prefill_row():
     np.testing.assert_array_equal(step.indices_BTK, prefill[:, t : t + 1])
 
 
+@pytest.mark.parametrize(('keys', 'k'), [(4999, 16), (4992, 1), (600, 4)])
+def test_indexed_selection_of_one_query_over_many_keys_takes_the_lowest(
+  index_and_select, keys, k
+):
+  """Large tie plateaus, keys before and after the range, NaN keys."""
+  rng = np.random.default_rng(12)
+  q, w = np.ones((3, 1, 1, 1), np.float32), np.ones((3, 1, 1), np.float32)
+  key = rng.integers(0, 5, (3, keys, 1)).astype(np.float32)
+  # Above every other score, in the first and the last valid block and at both
+  # sides of a border of blocks; row 2 has a lone best key and few others.
+  key[0, [7, 63, 64, keys - 12]] = 9
+  key[1, rng.permutation(keys)[: keys // 2]] = np.nan
+  key[2] = 0
+  key[2, keys // 2] = 1
+  start = np.array([[5], [0], [0]])
+  end = np.array([[keys - 10], [keys], [keys // 2 + 1]])
+  selection = index_and_select(
+    jnp.asarray(q),
+    jnp.asarray(key),
+    jnp.asarray(w),
+    k=k,
+    key_start_BT=jnp.asarray(start, jnp.int32),
+    key_end_BT=jnp.asarray(end, jnp.int32),
+  )
+  position = np.arange(keys)
+  valid = (position >= start[..., None]) & (position < end[..., None])
+  valid &= ~np.isnan(key[:, None, :, 0])
+  scores = np.where(valid, np.nan_to_num(key[:, None, :, 0]), -np.inf)
+  np.testing.assert_array_equal(as_mask(selection, keys), oracle(scores, k))
+
+
 def test_indexed_selection_differs_from_float64_only_at_the_boundary():
   spec = indexer_specs.ArgSpec(batch=2, queries=300, keys=300, heads=4, dim=8)
   q, k, w = spec.make(seed=10)
