@@ -27,7 +27,8 @@ class OptimizerConfig:
 
   Attributes:
     peak_learning_rate: after `warmup_steps` of linear warm-up from 0.
-    final_fraction: learning rate at the last step over the peak.
+    final_fraction: learning rate over the peak where the stage ends, one step
+      past the last.
     schedule: shape between the two.
     weight_decay: decoupled; not applied to vectors (norms, biases).
     clip_norm: global norm of this group's gradient; main model and indexer are

@@ -135,7 +135,8 @@ def _quality(quality: Mapping[str, Any], figures: Figures) -> None:
         xticks=layers,
         ylim=(0, 1.05),
       )
-    axes[0][0].legend(fontsize=7, loc='lower right')
+    # Beside the bars, which leave no room between them.
+    axes[0][-1].legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
     figures.save(
       figure,
       f'mass_{stage}',
@@ -148,13 +149,15 @@ def _quality(quality: Mapping[str, Any], figures: Figures) -> None:
 def _recall(recall: Mapping[str, Any], figures: Figures) -> None:
   """Recall accuracy against distance."""
   figure, axis = plt.subplots(figsize=(6, 3.4))
-  for selector, by_distance in recall['sparse_model'].items():
+  for i, (selector, by_distance) in enumerate(recall['sparse_model'].items()):
     distances = [int(distance) for distance in by_distance]
     axis.plot(
       distances,
       list(by_distance.values()),
       'o-',
-      markersize=3,
+      # Equal curves lie on each other: the first is the broadest.
+      markersize=7 - i,
+      linewidth=5 - i,
       label=selector,
       color=COLOURS[selector],
     )
