@@ -200,6 +200,10 @@ class ModelConfig:
       'save_attention' keeps attention outputs, selections and indexer
       gradients only, 'full' keeps selections only.
 
+    query_chunk: queries that sparse attention treats at a time, each chunk made
+      again in the backward pass, so that per-head queries and outputs are never
+      held for a whole sequence; 0 is all at once.
+
   Raises:
     ValueError: naming the field, its value and what was expected.
   """
@@ -245,6 +249,7 @@ class ModelConfig:
   precision: Precision = dataclasses.field(default_factory=Precision)
   scan_layers: bool = True
   remat: Literal['none', 'save_attention', 'full'] = 'save_attention'
+  query_chunk: int = 0
 
   def __post_init__(self):
     check_types(self)
@@ -257,6 +262,11 @@ class ModelConfig:
     for name in positive:
       value = getattr(self, name)
       _require(value >= 1, f'{name}: got {value}, expected at least 1')
+    _require(
+      self.query_chunk >= 0,
+      f'query_chunk: got {self.query_chunk}, expected 0 (all queries at once) '
+      'or more',
+    )
     for name in ('rms_norm_eps', 'rope_theta', 'initializer_range'):
       value = getattr(self, name)
       _require(value > 0, f'{name}: got {value}, expected a positive number')

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from dsv32_jax.config.model import AttentionMode, ModelConfig
 from dsv32_jax.functional.latent_cache import LatentCache
+from dsv32_jax.modules import remat
 from dsv32_jax.modules.dsa import (
   AttentionContext,
   DeepSeekSparseAttention,
@@ -67,20 +68,6 @@ class Block(nn.Module):
     return h_BTD + y_BTD, BlockAux(attention=attention_aux, moe=moe_aux)
 
 
-# Integers, k a token. Every policy keeps them: choosing is the dearest thing to
-# do again, and the backward pass must see the set that the forward pass chose.
-_SELECTION = 'selected_indices'
-_SAVED = {
-  'full': (_SELECTION,),
-  'save_attention': (
-    _SELECTION,
-    'attention_out',
-    'attention_lse',
-    'indexer_kl_grads',
-  ),
-}
-
-
 def rematted(block: type[nn.Module], policy: str, *, scanned: bool):
   """Block class whose backward recomputes what `policy` does not keep.
 
@@ -94,8 +81,7 @@ def rematted(block: type[nn.Module], policy: str, *, scanned: bool):
   """
   if policy == 'none':
     return block
-  saveable = jax.checkpoint_policies.save_only_these_names(*_SAVED[policy])
-  return nn.remat(block, policy=saveable, prevent_cse=not scanned)
+  return nn.remat(block, policy=remat.policy(policy), prevent_cse=not scanned)
 
 
 class Stack(nn.Module):

@@ -20,8 +20,8 @@ import pallas_kernels
 from dsv32_jax.config.model import AttentionMode, ModelConfig
 from dsv32_jax.functional import attention as attention_fn
 from dsv32_jax.functional import latent_cache
-from dsv32_jax.modules import selectors
-from dsv32_jax.modules.indexer import IndexerProjections, LightningIndexer
+from dsv32_jax.modules import remat, selectors
+from dsv32_jax.modules.indexer import LightningIndexer
 from dsv32_jax.modules.mla import MLAProjections, MultiHeadLatentAttention
 
 
@@ -85,6 +85,38 @@ class AttentionAux:
   cache: Any = None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Queries:
+  """What is made or given a query token; every leaf is [B, T, ...].
+
+  Attributes:
+    q_in_BTQ: what MLA's queries are made of.
+    q_index_BTJI: indexer queries, or None without an indexer.
+    w_index_BTJ: indexer head weights, likewise.
+    context: of these queries.
+  """
+
+  q_in_BTQ: Any
+  q_index_BTJI: Any
+  w_index_BTJ: Any
+  context: AttentionContext
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+  """What is attended to, for all queries.
+
+  Attributes:
+    latent_BSX: latent rows.
+    k_index_BSI: indexer keys, or None without an indexer.
+  """
+
+  latent_BSX: Any
+  k_index_BSI: Any
+
+
 class DeepSeekSparseAttention(nn.Module):
   """MLA over the tokens that a selector keeps.
 
@@ -129,15 +161,14 @@ class DeepSeekSparseAttention(nn.Module):
     with jax.named_scope('mla_project'):
       proj = mla.project(x_BTD, context.positions_BT)
     index = None
-    if proj.c_q_BTQ is not None:
+    if cfg.q_lora_rank is not None:
       # Built in every mode, so that dense and sparse share one parameter tree;
       # XLA drops what a mode does not use.
       with jax.named_scope('lightning_indexer'):
         index = LightningIndexer(cfg, name='indexer')(
-          x_BTD, proj.c_q_BTQ, context.positions_BT
+          x_BTD, proj.q_in_BTQ, context.positions_BT
         )
-    latent_BSX = proj.latent_BTX
-    k_index_BSI = None if index is None else index.k_index_BTI
+    keys = _Keys(proj.latent_BTX, None if index is None else index.k_index_BTI)
     if cache is not None:
       assert index is not None, 'a cache holds indexer keys'
       cache = latent_cache.append(
@@ -148,97 +179,162 @@ class DeepSeekSparseAttention(nn.Module):
       )
       # Else XLA fuses the write into every reader, each with its own copy.
       cache = jax.lax.optimization_barrier(cache)
-      latent_BSX = cache.latent_BSX.astype(x_BTD.dtype)
-      k_index_BSI = cache.k_index_BSI.astype(x_BTD.dtype)
-    indices_BTK = None
-    if mode.is_sparse:
-      with jax.named_scope('token_selection'):
-        indices_BTK = self._select(mla, proj, index, latent_BSX, k_index_BSI,
-                                   context)  # fmt: skip
-        indices_BTK = checkpoint_name(indices_BTK, 'selected_indices')
-    with jax.named_scope('attention'):
-      u_BTD, indexer_kl = self._attend(
-        mla, proj, index, latent_BSX, k_index_BSI, indices_BTK, context
+      keys = _Keys(
+        cache.latent_BSX.astype(x_BTD.dtype),
+        cache.k_index_BSI.astype(x_BTD.dtype),
       )
-    if indices_BTK is None:
-      pairs_BT = context.key_end_BT - context.key_start_BT
+    queries = _Queries(
+      q_in_BTQ=proj.q_in_BTQ,
+      q_index_BTJI=None if index is None else index.q_index_BTJI,
+      w_index_BTJ=None if index is None else index.w_index_BTJ,
+      context=dataclasses.replace(context, cache_length_B=None),
+    )
+    key = self.make_rng('selection') if mode.selector == 'random' else None
+    in_chunks = mode.is_sparse and not mode.trace
+    if in_chunks and 0 < cfg.query_chunk < x_BTD.shape[1]:
+      u_BTD, indexer_kl, num_pairs = self._attend_in_chunks(
+        mla, queries, keys, key
+      )
+      indices_BTK = None
     else:
-      pairs_BT = jnp.sum(indices_BTK >= 0, axis=-1)
+      u_BTD, indexer_kl, num_pairs, indices_BTK = self._attend(
+        mla, queries, keys, key
+      )
     trace = None
     if mode.trace:
       assert index is not None
       trace = AttentionTrace(
         q_BTHX=mla.queries(proj),
-        k_BSHX=mla.expand(latent_BSX)[0],
+        k_BSHX=mla.expand(keys.latent_BSX)[0],
         q_index_BTJI=index.q_index_BTJI,
-        k_index_BSI=k_index_BSI,
+        k_index_BSI=keys.k_index_BSI,
         w_index_BTJ=index.w_index_BTJ,
         indices_BTK=indices_BTK,
       )
     return u_BTD, AttentionAux(
-      indexer_kl=indexer_kl,
-      num_pairs=jnp.sum(pairs_BT.astype(jnp.float32)),
-      trace=trace,
-      cache=cache,
+      indexer_kl=indexer_kl, num_pairs=num_pairs, trace=trace, cache=cache
     )
+
+  def _attend_in_chunks(
+    self,
+    mla: MultiHeadLatentAttention,
+    queries: _Queries,
+    keys: _Keys,
+    key: Array | None,
+  ) -> tuple[Float[Array, 'B T D'], Array, Array]:
+    """`_attend` of `cfg.query_chunk` queries at a time, made again backward.
+
+    Per-head queries and outputs of V3.2 are 0.28 MB a token, 36 GB for 128K
+    tokens: here they are a chunk's only.
+    """
+    size = self.cfg.query_chunk
+    B, T = queries.q_in_BTQ.shape[:2]
+    dtype = keys.latent_BSX.dtype
+    # The chunks' gradients of the keys are summed in the type of what the scan
+    # closes over.
+    keys = jax.tree.map(lambda x: x.astype(jnp.float32), keys)
+
+    def split(x_BT: Array) -> Array:
+      # Queries of the padding have an empty range of keys and weight 0.
+      missing = -T % size
+      x_BT = jnp.pad(x_BT, [(0, 0), (0, missing)] + [(0, 0)] * (x_BT.ndim - 2))
+      return jnp.moveaxis(x_BT.reshape(B, -1, size, *x_BT.shape[2:]), 1, 0)
+
+    def chunk(_, inputs: tuple[Array, _Queries]):
+      number, queries = inputs
+      u_BtD, *sums, _ = self._attend(
+        mla,
+        queries,
+        jax.tree.map(lambda x: x.astype(dtype), keys),
+        None if key is None else jax.random.fold_in(key, number),
+      )
+      return None, (u_BtD, *sums)
+
+    name = self.cfg.remat if self.cfg.remat != 'none' else 'save_attention'
+    chunk = jax.checkpoint(chunk, policy=remat.policy(name), prevent_cse=False)
+    _, (u_NBtD, kl_N, pairs_N) = jax.lax.scan(
+      chunk, None, (jnp.arange(-(-T // size)), jax.tree.map(split, queries))
+    )
+    u_BTD = jnp.moveaxis(u_NBtD, 0, 1).reshape(B, -1, u_NBtD.shape[-1])
+    return u_BTD[:, :T], jnp.sum(kl_N), jnp.sum(pairs_N)
+
+  def _attend(
+    self,
+    mla: MultiHeadLatentAttention,
+    queries: _Queries,
+    keys: _Keys,
+    key: Array | None,
+  ) -> tuple[Float[Array, 'B T D'], Array, Array, Array | None]:
+    """Output, this layer's indexer loss, pairs attended to, selected set."""
+    context, indices_BTK = queries.context, None
+    proj = MLAProjections(
+      queries.q_in_BTQ, context.positions_BT, keys.latent_BSX
+    )
+    if self.mode.is_sparse:
+      with jax.named_scope('token_selection'):
+        indices_BTK = self._select(mla, proj, queries, keys, key)
+        indices_BTK = checkpoint_name(indices_BTK, 'selected_indices')
+    with jax.named_scope('attention'):
+      u_BTD, indexer_kl = self._attend_to(mla, proj, queries, keys, indices_BTK)
+    if indices_BTK is None:
+      pairs_BT = context.key_end_BT - context.key_start_BT
+    else:
+      pairs_BT = jnp.sum(indices_BTK >= 0, axis=-1)
+    num_pairs = jnp.sum(pairs_BT.astype(jnp.float32))
+    return u_BTD, indexer_kl, num_pairs, indices_BTK
 
   def _select(
     self,
     mla: MultiHeadLatentAttention,
     proj: MLAProjections,
-    index: IndexerProjections | None,
-    latent_BSX: Array,
-    k_index_BSI: Any,
-    context: AttentionContext,
+    queries: _Queries,
+    keys: _Keys,
+    key: Array | None,
   ) -> Int[Array, 'B T K']:
     """S_t of Eq. 2, or the set a control would take; constants for autodiff."""
-    k = min(self.cfg.index_topk, latent_BSX.shape[1])
+    num_keys = keys.latent_BSX.shape[1]
+    k = min(self.cfg.index_topk, num_keys)
     # The ranges are the same in every layer. In a scan over layers, JAX would
     # take what follows from them alone, the masks of all blocks of queries,
     # out of the scan and keep it: [T, S] memory. Tied to the layer's own
     # latents, they are as variable as those.
     _, *ranges = jax.lax.optimization_barrier(
       (
-        jax.lax.stop_gradient(latent_BSX),
-        context.key_start_BT,
-        context.key_end_BT,
+        jax.lax.stop_gradient(keys.latent_BSX),
+        queries.context.key_start_BT,
+        queries.context.key_end_BT,
       )
     )
     match self.mode.selector:
       case 'indexer':
-        assert index is not None
-        q, keys, w = jax.lax.stop_gradient(
-          (index.q_index_BTJI, k_index_BSI, index.w_index_BTJ)
+        q, k_index_BSI, w = jax.lax.stop_gradient(
+          (queries.q_index_BTJI, keys.k_index_BSI, queries.w_index_BTJ)
         )
         return pallas_kernels.indexed_topk(
-          q, keys, w, k=k, key_start_BT=ranges[0], key_end_BT=ranges[1]
+          q, k_index_BSI, w, k=k, key_start_BT=ranges[0], key_end_BT=ranges[1]
         ).indices_BTK
       case 'oracle':
-        q, keys = jax.lax.stop_gradient(
-          (mla.queries(proj), mla.expand(latent_BSX)[0])
+        q, k_BSHX = jax.lax.stop_gradient(
+          (mla.queries(proj), mla.expand(keys.latent_BSX)[0])
         )
-        return selectors.oracle(q, keys, *ranges, k=k, scale=mla.scale)
+        return selectors.oracle(q, k_BSHX, *ranges, k=k, scale=mla.scale)
       case 'window':
         return selectors.window(*ranges, k=k)
       case 'random':
-        return selectors.random(
-          self.make_rng('selection'), *ranges, k=k,
-          num_keys=latent_BSX.shape[1],
-        )  # fmt: skip
+        assert key is not None
+        return selectors.random(key, *ranges, k=k, num_keys=num_keys)
     raise ValueError(f'selector: got {self.mode.selector!r}')
 
-  def _attend(
+  def _attend_to(
     self,
     mla: MultiHeadLatentAttention,
     proj: MLAProjections,
-    index: IndexerProjections | None,
-    latent_BSX: Array,
-    k_index_BSI: Any,
+    queries: _Queries,
+    keys: _Keys,
     indices_BTK: Array | None,
-    context: AttentionContext,
   ) -> tuple[Array, Array]:
     """Attention output and this layer's indexer loss."""
-    mode = self.mode
+    mode, context = self.mode, queries.context
     ranges = {
       'key_start_BT': context.key_start_BT,
       'key_end_BT': context.key_end_BT,
@@ -246,14 +342,14 @@ class DeepSeekSparseAttention(nn.Module):
     absorbed = mode.is_sparse if mode.absorbed is None else mode.absorbed
     v_BSHU: Any = None
     if absorbed:
-      q, keys = mla.absorbed_queries(proj), latent_BSX[:, :, None, :]
+      q, k = mla.absorbed_queries(proj), keys.latent_BSX[:, :, None, :]
     else:
       q = mla.queries(proj)
-      keys, v_BSHU = mla.expand(latent_BSX)
+      k, v_BSHU = mla.expand(keys.latent_BSX)
     if indices_BTK is not None and absorbed:
       result = pallas_kernels.sparse_mla_attention(
         q,
-        latent_BSX,
+        keys.latent_BSX,
         indices_BTK,
         latent_dim=self.cfg.kv_lora_rank,
         scale=mla.scale,
@@ -261,27 +357,26 @@ class DeepSeekSparseAttention(nn.Module):
       out, lse_BTH = result.out_BTHC, result.lse_BTH
     elif indices_BTK is not None:
       out, lse_BTH = _selected_attention(
-        q, keys, v_BSHU, indices_BTK, scale=mla.scale
+        q, k, v_BSHU, indices_BTK, scale=mla.scale
       )
     elif absorbed:
       out, lse_BTH = _shared_key_attention(
-        q, latent_BSX, latent_dim=self.cfg.kv_lora_rank, scale=mla.scale,
+        q, keys.latent_BSX, latent_dim=self.cfg.kv_lora_rank, scale=mla.scale,
         **ranges,
       )  # fmt: skip
     else:
       out, lse_BTH = attention_fn.dense_attention(
-        q, keys, v_BSHU, scale=mla.scale, **ranges
+        q, k, v_BSHU, scale=mla.scale, **ranges
       )
     u_BTD = mla.absorbed_output(out) if absorbed else mla.output(out)
     indexer_kl = jnp.zeros((), jnp.float32)
     if mode.indexer_kl != 'none':
-      assert index is not None
       # The target is a constant: only the indexer learns from it.
-      target = jax.lax.stop_gradient((q, keys, lse_BTH))
+      target = jax.lax.stop_gradient((q, k, lse_BTH))
       indexer_kl = pallas_kernels.indexer_kl(
-        index.q_index_BTJI,
-        k_index_BSI,
-        index.w_index_BTJ,
+        queries.q_index_BTJI,
+        keys.k_index_BSI,
+        queries.w_index_BTJ,
         *target,
         context.row_weight_BT,
         scale=mla.scale,

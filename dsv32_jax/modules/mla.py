@@ -28,16 +28,18 @@ from dsv32_jax.sharding import axes
 class MLAProjections:
   """What attention and the indexer read.
 
+  Per-head queries are not here: they are H times as wide as the latents, and
+  made for a chunk of queries at a time (`queries`, `absorbed_queries`).
+
   Attributes:
-    c_q_BTQ: query latent after its norm; None without q_lora_rank.
-    q_nope_BTHN: position-free part of the queries.
-    q_rope_BTHR: rotated part of the queries.
+    q_in_BTQ: what queries are made of: the query latent after its norm, or the
+      block input where the model has no q_lora_rank.
+    positions_BT: positions of the queries.
     latent_BTX: rows [c_kv after its norm ; k_rope rotated], X = C + R.
   """
 
-  c_q_BTQ: Any
-  q_nope_BTHN: Any
-  q_rope_BTHR: Any
+  q_in_BTQ: Any
+  positions_BT: Any
   latent_BTX: Any
 
 
@@ -84,30 +86,20 @@ class MultiHeadLatentAttention(nn.Module):
   def project(
     self, x_BTD: Float[Array, 'B T D'], positions_BT: Int[Array, 'B T']
   ) -> MLAProjections:
-    """Down- and up-projections with RoPE (interleaved pairs)."""
-    inv_freq = inverse_frequencies(self.cfg)
-    if self.cfg.q_lora_rank is None:
-      c_q_BTQ, q_in = None, x_BTD
-    else:
-      q_in = c_q_BTQ = self.q_norm(jnp.einsum('btd,dq->btq', x_BTD, self.w_dq))
-    q_nope_BTHN = jnp.einsum('btq,qhn->bthn', q_in, self.w_uq)
-    q_rope_BTHR = rotary.apply(
-      jnp.einsum('btq,qhr->bthr', q_in, self.w_qr),
-      positions_BT,
-      inv_freq,
-      interleaved=True,
-    )
+    """Down-projections, and RoPE of the shared key (interleaved pairs)."""
+    q_in_BTQ = x_BTD
+    if self.cfg.q_lora_rank is not None:
+      q_in_BTQ = self.q_norm(jnp.einsum('btd,dq->btq', x_BTD, self.w_dq))
     c_kv_BTC = self.kv_norm(jnp.einsum('btd,dc->btc', x_BTD, self.w_dkv))
     k_rope_BTR = rotary.apply(
       jnp.einsum('btd,dr->btr', x_BTD, self.w_kr),
       positions_BT,
-      inv_freq,
+      inverse_frequencies(self.cfg),
       interleaved=True,
     )
     return MLAProjections(
-      c_q_BTQ=c_q_BTQ,
-      q_nope_BTHN=q_nope_BTHN,
-      q_rope_BTHR=q_rope_BTHR,
+      q_in_BTQ=q_in_BTQ,
+      positions_BT=positions_BT,
       latent_BTX=jnp.concatenate([c_kv_BTC, k_rope_BTR], axis=-1),
     )
 
@@ -127,18 +119,27 @@ class MultiHeadLatentAttention(nn.Module):
 
   def queries(self, projections: MLAProjections) -> Float[Array, 'B T H Y']:
     """MHA mode: [q_nope ; q_rope]."""
-    return jnp.concatenate(
-      [projections.q_nope_BTHN, projections.q_rope_BTHR], axis=-1
-    )
+    return jnp.concatenate(self._query_heads(projections), axis=-1)
 
   def absorbed_queries(
     self, projections: MLAProjections
   ) -> Float[Array, 'B T H X']:
     """MQA mode: [W_uk^T q_nope ; q_rope], to be dotted with latent rows."""
-    q_latent_BTHC = jnp.einsum(
-      'bthn,chn->bthc', projections.q_nope_BTHN, self.w_uk
+    q_nope_BTHN, q_rope_BTHR = self._query_heads(projections)
+    q_latent_BTHC = jnp.einsum('bthn,chn->bthc', q_nope_BTHN, self.w_uk)
+    return jnp.concatenate([q_latent_BTHC, q_rope_BTHR], axis=-1)
+
+  def _query_heads(self, projections: MLAProjections) -> tuple[Array, Array]:
+    """Up-projections with RoPE: the position-free and the rotated part."""
+    q_in_BTQ = projections.q_in_BTQ
+    q_nope_BTHN = jnp.einsum('btq,qhn->bthn', q_in_BTQ, self.w_uq)
+    q_rope_BTHR = rotary.apply(
+      jnp.einsum('btq,qhr->bthr', q_in_BTQ, self.w_qr),
+      projections.positions_BT,
+      inverse_frequencies(self.cfg),
+      interleaved=True,
     )
-    return jnp.concatenate([q_latent_BTHC, projections.q_rope_BTHR], axis=-1)
+    return q_nope_BTHN, q_rope_BTHR
 
   def output(self, out_BTHU: Float[Array, 'B T H U']) -> Float[Array, 'B T D']:
     """MHA mode: the output projection."""

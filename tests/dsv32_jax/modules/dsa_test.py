@@ -270,3 +270,59 @@ def test_dsa_gradient_of_dense_modes_agrees():
   tolerances.assert_close(absorbed['mla'], mha['mla'], gradient=True)
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(mha['mla']))
   assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(mha['indexer']))
+
+
+@pytest.mark.parametrize('query_chunk', [8, 7])
+@pytest.mark.parametrize('selector', ['indexer', 'window'])
+def test_dsa_in_chunks_of_queries_equals_the_whole(query_chunk, selector):
+  """Values, indexer loss and every gradient; 7 divides no length."""
+  mode = dataclasses.replace(SPARSE_TRAINING, selector=selector)
+  context = _context(SEGMENTS)
+
+  @tiny_configs.jit
+  def run(params, x_BTD):
+    def loss(params, x_BTD, cfg):
+      layer = dsa.DeepSeekSparseAttention(cfg, mode)
+      u_BTD, aux = layer.apply({'params': params}, x_BTD, context)
+      total = jnp.sum(u_BTD * jnp.cos(x_BTD)) + aux.indexer_kl
+      return total, (u_BTD, aux.indexer_kl, aux.num_pairs)
+
+    return [
+      jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x_BTD, cfg)
+      for cfg in (CFG, dataclasses.replace(CFG, query_chunk=query_chunk))
+    ]
+
+  whole, chunked = run(_parameters(CFG)['params'], _x(CFG))
+  (_, (u, kl, pairs)), gradients = whole
+  (_, (chunked_u, chunked_kl, chunked_pairs)), chunked_gradients = chunked
+  tolerances.assert_close(chunked_u, u)
+  np.testing.assert_allclose(chunked_kl, kl, rtol=1e-5)
+  assert chunked_pairs == pairs
+  tolerances.assert_close(chunked_gradients, gradients, gradient=True)
+  assert kl > 0
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
+
+
+def test_dsa_in_chunks_holds_per_head_queries_of_one_chunk_only():
+  """Chunked, the step grows by what is held a token, not a token and head."""
+  cfg = dataclasses.replace(CFG, num_attention_heads=64, remat='full')
+
+  def temporary_bytes(query_chunk, length):
+    layer = dsa.DeepSeekSparseAttention(
+      dataclasses.replace(cfg, query_chunk=query_chunk), SPARSE_TRAINING
+    )
+    context = _context(np.ones((1, length), int))
+
+    def loss(params, x_BTD):
+      u_BTD, aux = layer.apply({'params': params}, x_BTD, context)
+      return jnp.sum(u_BTD) + aux.indexer_kl
+
+    x_BTD = jnp.zeros((1, length, cfg.hidden_size))
+    compiled = (
+      jax.jit(jax.grad(loss)).lower(_parameters(cfg)['params'], x_BTD).compile()
+    )
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  whole = temporary_bytes(0, 1024) - temporary_bytes(0, 512)
+  chunked = temporary_bytes(64, 1024) - temporary_bytes(64, 512)
+  assert chunked < whole / 4
