@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   'pallas_kernels': set(),
   'config': set(),
   'chat': set(),
-  'functional': set(),
+  'functional': {'pallas_kernels'},
   'sharding.axes': set(),
   'sharding.expert_parallel': {'sharding.axes', 'config', 'functional'},
   'sharding': {
@@ -55,7 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY: dict[str, set[str]] = {
   'config': set(),
   'chat': set(),
-  'pallas_kernels': {'jax', 'jaxtyping', 'numpy'},
+  # jaxlib: the dialects that inline code of a Mosaic kernel is written in.
+  'pallas_kernels': {'jax', 'jaxlib', 'jaxtyping', 'numpy'},
   'functional': {'jax', 'jaxtyping', 'numpy'},
   'sharding.axes': set(),
 }

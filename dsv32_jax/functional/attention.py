@@ -2,7 +2,8 @@
 
 The dense half of MLA (MHA mode), of the warm-up stage and of the dense
 control. Online softmax over key blocks and recomputed probabilities are flash
-attention's (arXiv:2205.14135, arXiv:2307.08691), in plain XLA.
+attention's (arXiv:2205.14135, arXiv:2307.08691): in plain XLA, or in the
+kernels of `pallas_kernels.dense_attention` on a GPU that they run on.
 
 Letters: B batch, T query tokens, S key tokens, H heads, X query and key width,
 U value width, N steps, P queries of a step, M keys of a block.
@@ -18,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from dsv32_jax.functional import masking
+from pallas_kernels.dense_attention import pallas_mosaic_gpu
 
 # Elements of a block of scores over the whole batch: 2 MiB in float32, so
 # that it stays in a core's cache; an accelerator wants fewer, larger steps.
@@ -50,7 +52,8 @@ def dense_attention(
     key_start_BT: int32 first valid key of each query; None means 0.
     key_end_BT: int32, one past the last; None means causal, aligned at the
       end: t + 1 + S - T.
-    block: queries and keys of a block; by default fitted to the cache.
+    block: queries and keys of a block of the XLA program; None takes the GPU
+      kernels where they run, else a block fitted to the cache.
 
   Returns:
     out_BTHU of q's type, 0 in a row with no valid key, and the float32 log of
@@ -93,6 +96,12 @@ def dense_attention(
         f'{name}.shape={x.shape} must be (B, T) = {(batch, num_queries)}'
       )
   if block is None:
+    try:
+      return pallas_mosaic_gpu.dense_attention(
+        q_BTHX, k_BSHX, v_BSHU, key_start_BT, key_end_BT, scale=scale
+      )
+    except NotImplementedError:
+      pass  # Another device, type or width: XLA takes them all.
     on_cpu = jax.default_backend() == 'cpu'
     elements = _CPU_ELEMENTS if on_cpu else _ACCELERATOR_ELEMENTS
     side = max(math.isqrt(elements // (batch * heads)), 32)

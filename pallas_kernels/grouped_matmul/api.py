@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.grouped_matmul import reference, xla
+from pallas_kernels.grouped_matmul import pallas_mosaic_gpu, reference, xla
 
 IMPLEMENTATIONS = {
+  'mosaic_gpu': pallas_mosaic_gpu.grouped_matmul,
   'xla': xla.grouped_matmul,
   'reference': reference.grouped_matmul,
 }

@@ -53,4 +53,19 @@ BENCHMARK_SPECS = {
     num_experts=16,
     dtype='bfloat16',
   ),
+  # V3.2's first product for 4096 tokens: a quarter of the experts, and all.
+  'v32_e64_32k': ArgSpec(
+    num_rows=32768,
+    input_dim=7168,
+    output_dim=2048,
+    num_experts=64,
+    dtype='bfloat16',
+  ),
+  'v32_e256_32k': ArgSpec(
+    num_rows=32768,
+    input_dim=7168,
+    output_dim=2048,
+    num_experts=256,
+    dtype='bfloat16',
+  ),
 }

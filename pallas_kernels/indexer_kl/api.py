@@ -14,9 +14,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.indexer_kl import reference, xla
+from pallas_kernels.indexer_kl import pallas_mosaic_gpu, reference, xla
 
 IMPLEMENTATIONS = {
+  'mosaic_gpu': pallas_mosaic_gpu.indexer_kl,
   'xla': xla.indexer_kl,
   'reference': reference.indexer_kl,
 }

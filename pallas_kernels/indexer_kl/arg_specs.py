@@ -87,6 +87,21 @@ def _cpu(batch: int, length: int, topk: int) -> ArgSpec:
   )
 
 
+def _v32(length: int, key_heads: int = 1, width: int = 576) -> ArgSpec:
+  return ArgSpec(
+    batch=1,
+    num_queries=4096,
+    num_keys=length,
+    index_heads=64,
+    index_dim=128,
+    num_heads=128,
+    num_key_heads=key_heads,
+    width=width,
+    topk=2048,
+    dtype='bfloat16',
+  )
+
+
 BENCHMARK_SPECS = {
   't0_256': _cpu(2, 256, 64),
   't0_1k': _cpu(1, 1024, 256),
@@ -105,4 +120,8 @@ BENCHMARK_SPECS = {
     topk=1024,
     dtype='bfloat16',
   ),
+  'v32_4k': _v32(4096),
+  'v32_32k': _v32(32768),
+  # Keys per head, as in dense warm-up.
+  'v32_heads_4k': _v32(4096, key_heads=128, width=192),
 }

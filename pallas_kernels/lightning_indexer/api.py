@@ -8,10 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_indexer import reference, xla
+from pallas_kernels.lightning_indexer import (
+  pallas_mosaic_gpu,
+  reference,
+  xla,
+)
 
 # Best first. A device kernel is one file more, and one line here.
 IMPLEMENTATIONS = {
+  'mosaic_gpu': pallas_mosaic_gpu.lightning_indexer,
   'xla': xla.lightning_indexer,
   'reference': reference.lightning_indexer,
 }
@@ -24,6 +29,7 @@ def lightning_indexer(
   *,
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
+  quantized: bool = False,
   implementation: dispatch.Implementation = None,
 ) -> Float32[Array, 'B T S']:
   """Index scores of every query for every key (arXiv:2512.02556, Eq. 1).
@@ -46,6 +52,9 @@ def lightning_indexer(
     key_end_BT: int32, one past the last; start == end is a padding query.
       None for both: causal, aligned at the end (query t sees keys up to
       t + S - T).
+    quantized: q and k rounded to float8_e4m3fn, each vector with a float32
+      scale max|x| / 448 (DeepSeek's fp8 indexer). Gradients are those at the
+      rounded values, passed on as if nothing had been rounded.
     implementation: see `pallas_kernels.dispatch`.
 
   Returns:
@@ -64,6 +73,7 @@ def lightning_indexer(
     w_index_BTJ,
     key_start_BT=key_start_BT,
     key_end_BT=key_end_BT,
+    quantized=quantized,
   )
 
 

@@ -65,6 +65,15 @@ BENCHMARK_SPECS = {
   'v32_prefill_32k': ArgSpec(
     batch=1, queries=4096, keys=32768, heads=64, dim=128
   ),
+  'v32_prefill_4k': ArgSpec(
+    batch=1, queries=4096, keys=4096, heads=64, dim=128
+  ),
+  'v32_prefill_128k': ArgSpec(
+    batch=1, queries=4096, keys=131072, heads=64, dim=128
+  ),
+  'glm_prefill_32k': ArgSpec(
+    batch=1, queries=4096, keys=32768, heads=32, dim=128
+  ),
   'v32_decode_128k': ArgSpec(
     batch=64, queries=1, keys=131072, heads=64, dim=128
   ),

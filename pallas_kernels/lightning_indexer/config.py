@@ -30,3 +30,33 @@ def xla_config(*, batch: int, num_queries: int, num_keys: int) -> XlaConfig:
   # Few windows where scoring everything is cheap: each costs compile time.
   windows = 1 if num_keys <= 256 else 2 if num_keys < 1024 else 4
   return XlaConfig(query_block=min(block, num_queries), key_windows=windows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MosaicConfig:
+  """Sizes of the Hopper forward kernel.
+
+  Attributes:
+    groups: warpgroups that compute.
+    slabs: products of 128 rows (heads of queries) that each of them owns; a
+      block is 128 groups slabs rows.
+    stages: tiles of 64 keys in flight.
+    unroll: tiles between which the products of a warpgroup overlap.
+  """
+
+  groups: int
+  slabs: int
+  stages: int
+  unroll: int = 1
+
+
+def mosaic_config(
+  *, batch: int, num_queries: int, heads: int, row_bytes: int
+) -> MosaicConfig:
+  """Sizes for a shape."""
+  del batch
+  stages = 5 if row_bytes > 128 else 8
+  # A few queries (decode) leave most rows of a large block empty.
+  if num_queries * heads <= 256:
+    return MosaicConfig(groups=2, slabs=1, stages=stages)
+  return MosaicConfig(groups=4, slabs=1, stages=stages)

@@ -16,11 +16,14 @@ def lightning_indexer(
   *,
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
+  quantized: bool = False,
 ) -> Float32[Array, 'B T S']:
   """I[t,s] = sum_j w[t,j] ReLU(q[t,j] . k[s]); arXiv:2512.02556, Eq. 1."""
   q, k, w = (
     x.astype(jnp.float32) for x in (q_index_BTJI, k_index_BSI, w_index_BTJ)
   )
+  if quantized:
+    q, k = _to_float8(q), _to_float8(k)
   T, S = q.shape[1], k.shape[1]
   if key_start_BT is None or key_end_BT is None:
     key_end_BT = (jnp.arange(T) + 1 + S - T)[None]
@@ -33,3 +36,23 @@ def lightning_indexer(
   s = jnp.arange(S)[None, None]
   valid_BTS = (s >= key_start_BT[..., None]) & (s < key_end_BT[..., None])
   return jnp.where(valid_BTS, scores_BTS, -jnp.inf)
+
+
+def _to_float8(x: Array) -> Array:
+  """x rounded to float8_e4m3fn, each vector scaled so that its largest is 448.
+
+  The scales are positive and commute with ReLU, so the scores are those of
+  the float8 values with the scales multiplied in. The derivative is 1.
+  """
+  amax = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+  scale = jnp.maximum(amax, 1e-4) / 448
+  x8 = jnp.clip(x / scale, -448, 448)
+  # Not by a cast there and back, which XLA drops. float8_e4m3fn has three bits
+  # after the leading one, and steps of 2^-9 below 2^-6.
+  x8 = jnp.where(
+    jnp.abs(x8) < 2.0**-6,
+    jnp.round(x8 * 512) / 512,
+    jax.lax.reduce_precision(x8, exponent_bits=8, mantissa_bits=3),
+  )
+  x8 *= scale
+  return jax.lax.stop_gradient(x8) + (x - jax.lax.stop_gradient(x))

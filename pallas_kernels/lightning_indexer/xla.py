@@ -9,6 +9,8 @@ or backward. The order of the sum over heads is fixed: a score doesn't depend
 on the batch it came in.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +18,10 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from pallas_kernels import windows
-from pallas_kernels.lightning_indexer import config
+from pallas_kernels.lightning_indexer import config, quantization
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=('quantized',))
 def lightning_indexer(
   q_index_BTJI: Float[Array, 'B T J I'],
   k_index_BSI: Float[Array, 'B S I'],
@@ -27,6 +29,7 @@ def lightning_indexer(
   *,
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
+  quantized: bool = False,
 ) -> Float32[Array, 'B T S']:
   """See `pallas_kernels.lightning_indexer`."""
   batch, num_queries = q_index_BTJI.shape[:2]
@@ -37,6 +40,9 @@ def lightning_indexer(
     num_queries=num_queries,
     num_keys=k_index_BSI.shape[1],
   )
+  if quantized:
+    q_index_BTJI = quantization.round_trip(q_index_BTJI)
+    k_index_BSI = quantization.round_trip(k_index_BSI)
   with jax.named_scope('lightning_indexer'):
     return _scores(q_index_BTJI, k_index_BSI, w_index_BTJ, start_BT, end_BT)
 

@@ -17,17 +17,30 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_indexer import api as lightning_indexer_api
-from pallas_kernels.topk_selector import reference, xla
+from pallas_kernels.topk_selector import (
+  jax_triton,
+  pallas_mosaic_gpu,
+  reference,
+  xla,
+)
 from pallas_kernels.topk_selector.selection import Selection
 
 # Best first. A device kernel is one file more, and one line here.
 SELECT_TOPK_IMPLEMENTATIONS = {
+  'mosaic_gpu': pallas_mosaic_gpu.select_topk,
+  'triton': jax_triton.select_topk,
   'xla': xla.select_topk,
   'reference': reference.select_topk,
 }
 INDEXED_TOPK_IMPLEMENTATIONS = {
+  'mosaic_gpu': pallas_mosaic_gpu.indexed_topk,
+  'triton': jax_triton.indexed_topk,
   'xla': xla.indexed_topk,
   'reference': reference.indexed_topk,
+}
+_SELECTION_MASK_IMPLEMENTATIONS = {
+  'mosaic_gpu': pallas_mosaic_gpu.selection_mask,
+  'xla': xla.selection_mask,
 }
 
 
@@ -128,7 +141,9 @@ def selection_mask(
   """
   _check_k(k)
   _check_scores(scores_BTS)
-  return xla.selection_mask(scores_BTS, k=k)
+  return dispatch.call(
+    'selection_mask', _SELECTION_MASK_IMPLEMENTATIONS, None, scores_BTS, k=k
+  )
 
 
 def indices_to_mask(

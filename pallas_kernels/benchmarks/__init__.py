@@ -1,0 +1,1 @@
+"""What the benchmark of the kernels measures: inputs, work, time and error."""

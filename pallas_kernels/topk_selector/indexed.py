@@ -1,0 +1,94 @@
+"""Scoring and selecting on a GPU, a chunk of queries at a time.
+
+Letters: B batch, T query tokens, t those of a chunk, S key tokens, J indexer
+heads, I index head dim, K selected tokens, R rows, one for each query of the
+batch.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from pallas_kernels import windows
+from pallas_kernels.lightning_indexer import pallas_mosaic_gpu as indexer_kernel
+from pallas_kernels.lightning_indexer import xla as indexer_xla
+from pallas_kernels.topk_selector import config
+from pallas_kernels.topk_selector.selection import Selection
+
+
+def indexed_topk(
+  q_index_BTJI: Float[Array, 'B T J I'],
+  k_index_BSI: Float[Array, 'B S I'],
+  w_index_BTJ: Float[Array, 'B T J'],
+  *,
+  k: int,
+  key_start_BT: Int32[Array, 'B T'] | None,
+  key_end_BT: Int32[Array, 'B T'] | None,
+  select_rows: Callable[..., Array],
+) -> Selection:
+  """See `pallas_kernels.indexed_topk`.
+
+  The scores of one chunk exist at a time. They come from the indexer's kernel
+  where that supports the arguments, else from its xla implementation.
+
+  Args:
+    q_index_BTJI: see `pallas_kernels.indexed_topk`.
+    k_index_BSI: likewise.
+    w_index_BTJ: likewise.
+    k: likewise.
+    key_start_BT: likewise.
+    key_end_BT: likewise.
+    select_rows: (scores_RS, start_R, end_R, *, k) -> indices_RK.
+
+  Raises:
+    NotImplementedError: `select_rows` can't run here.
+  """
+  q_BTJI, k_BSI, w_BTJ = lax.stop_gradient(
+    (q_index_BTJI, k_index_BSI, w_index_BTJ)
+  )
+  B, T = q_BTJI.shape[:2]
+  S = k_BSI.shape[1]
+  start_BT, end_BT = windows.key_ranges(
+    key_start_BT, key_end_BT, batch=B, num_queries=T, num_keys=S
+  )
+
+  def chunk(
+    q_BtJI: Array, w_BtJ: Array, start_Bt: Array, end_Bt: Array
+  ) -> Array:
+    scores_BtS = _scores(q_BtJI, k_BSI, w_BtJ, start_Bt, end_Bt)
+    t = scores_BtS.shape[1]
+    indices_RK = select_rows(
+      scores_BtS.reshape(B * t, S),
+      start_Bt.reshape(-1),
+      end_Bt.reshape(-1),
+      k=k,
+    )
+    return indices_RK.reshape(B, t, k)
+
+  with jax.named_scope('indexed_topk'):
+    indices_BTK = windows.map_query_blocks(
+      chunk,
+      q_BTJI,
+      w_BTJ,
+      start_BT,
+      end_BT,
+      block=config.chunk_queries(batch=B, num_queries=T, num_keys=S),
+    )
+  return Selection(indices_BTK=indices_BTK)
+
+
+def _scores(
+  q_BtJI: Array,
+  k_BSI: Array,
+  w_BtJ: Array,
+  start_Bt: Array,
+  end_Bt: Array,
+) -> Array:
+  try:
+    return indexer_kernel.score_chunk(q_BtJI, k_BSI, w_BtJ, start_Bt, end_Bt)
+  except NotImplementedError:
+    return indexer_xla.lightning_indexer(
+      q_BtJI, k_BSI, w_BtJ, key_start_BT=start_Bt, key_end_BT=end_Bt
+    )
