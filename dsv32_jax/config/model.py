@@ -199,7 +199,6 @@ class ModelConfig:
     remat: what a layer's backward recomputes: 'none' keeps everything,
       'save_attention' keeps attention outputs, selections and indexer
       gradients only, 'full' keeps selections only.
-
     query_chunk: queries that sparse attention treats at a time, each chunk made
       again in the backward pass, so that per-head queries and outputs are never
       held for a whole sequence; 0 is all at once.

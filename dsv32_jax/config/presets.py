@@ -250,8 +250,14 @@ def from_hf_json(source: str | os.PathLike | Mapping) -> ModelConfig:
   rope = dict(raw.get('rope_parameters') or {})
   theta = raw.get('rope_theta', rope.pop('rope_theta', 10000.0))
   scaling = _rope_scaling(rope or raw.get('rope_scaling') or {})
-  own = {'precision', 'rope_scaling', 'rope_theta'}
-  own |= {'scan_layers', 'remat', 'query_chunk'}
+  own = {
+    'precision',
+    'rope_scaling',
+    'rope_theta',
+    'scan_layers',
+    'remat',
+    'query_chunk',
+  }
   fields = [
     field for field in dataclasses.fields(ModelConfig) if field.name not in own
   ]

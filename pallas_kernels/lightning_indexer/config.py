@@ -51,10 +51,9 @@ class MosaicConfig:
 
 
 def mosaic_config(
-  *, batch: int, num_queries: int, heads: int, row_bytes: int
+  *, num_queries: int, heads: int, row_bytes: int
 ) -> MosaicConfig:
   """Sizes for a shape."""
-  del batch
   stages = 5 if row_bytes > 128 else 8
   # A few queries (decode) leave most rows of a large block empty.
   if num_queries * heads <= 256:

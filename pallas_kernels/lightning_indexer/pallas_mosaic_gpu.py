@@ -183,7 +183,6 @@ def score_chunk(
       f'float8_e4m3fn queries only, and q_BtJI has dtype {q_BtJI.dtype}'
     )
   sizes = config.mosaic_config(
-    batch=batch,
     num_queries=num_queries,
     heads=heads,
     row_bytes=dim * q_BtJI.dtype.itemsize,
