@@ -132,6 +132,40 @@ def kernel(
   return plgpu.kernel(body, compiler_params=compiler_params, **arguments)
 
 
+def in_place(call: Callable[..., Any]) -> Callable[..., Any]:
+  """A kernel that changes its last operand, as a function without effects.
+
+  jax's autodiff takes programs apart: what it knows early, or computes again
+  in the backward pass (`jax.checkpoint`). It does that to each operation on a
+  reference by itself, and so freezes references that no kernel has added to.
+  A function with a batching rule of its own stays in one piece.
+
+  Args:
+    call: of arrays and, last, a reference.
+
+  Returns:
+    A function of the arrays and the reference's first value, that returns what
+    `call` returns and the reference's last value. Without gradients and
+    without `jax.vmap`.
+  """
+
+  @jax.custom_batching.custom_vmap
+  def function(*operands):
+    ref = jax.new_ref(operands[-1])
+    outputs = call(*operands[:-1], ref)
+    return outputs, jax.freeze(ref)
+
+  @function.def_vmap
+  def _(axis_size, in_batched, *operands):
+    del axis_size, in_batched, operands
+    raise NotImplementedError(
+      'Mosaic GPU kernels that add to an operand have no jax.vmap; give them '
+      'the batch as their leading dimension'
+    )
+
+  return function
+
+
 def apart(scalar: jax.Array, x: jax.Array) -> jax.Array:
   """`x`, from an operation that XLA cannot leave out.
 

@@ -26,13 +26,13 @@ def gradients(
   g_TK: jax.Array,
   rows_TK: jax.Array | None,
   spans: tuple[jax.Array, ...],
-  dk_ref,
+  dk_SI: jax.Array,
   *,
   blocks: mosaic_streams.Blocks,
   on: mosaic.Target,
   scatters: bool = True,
 ):
-  """dq bfloat16 [T, J, I] and dw float32 [T, J]; dk is added to `dk_ref`.
+  """dq bfloat16 [T, J, I], dw float32 [T, J], and `dk_SI` with dk added.
 
   Args:
     q_TJI: bfloat16, T even, J = 64, I a multiple of 64.
@@ -42,8 +42,8 @@ def gradients(
     rows_TK: int32 row of each column; negative for none. None if column s is
       row s.
     spans: () with `rows_TK`, else (start_T, end_T).
-    dk_ref: a reference to float32 [S, I]. Where the kernel is interpreted, to
-      float32 [T, K, I], which gets the summands.
+    dk_SI: float32. Where the kernel is interpreted, zeros [T, K, I], which get
+      the summands.
     blocks: pipeline.
     on: where it runs.
     scatters: False leaves dk out, for measurements.
@@ -167,7 +167,7 @@ def gradients(
   operand = mosaic_rows.transforms()
   source = (rows_TK.reshape(-1),) if gathers else spans
   parts = 1 if on.interprets else 4
-  dq_TJI, dw_TNJ = streams.kernel(
+  call = streams.kernel(
     body,
     out_type=[
       jax.ShapeDtypeStruct(q_TJI.shape, jnp.bfloat16),
@@ -182,5 +182,8 @@ def gradients(
       *streams.scratch(extras=extras),
       plgpu.Barrier(num_arrivals=2, num_barriers=buffers),
     ],
-  )(q_TJI, k_SI, w_TJ, g_TK, *source, dk_ref)
-  return dq_TJI, jnp.sum(dw_TNJ, axis=1)
+  )
+  (dq_TJI, dw_TNJ), dk_SI = mosaic.in_place(call)(
+    q_TJI, k_SI, w_TJ, g_TK, *source, dk_SI
+  )
+  return dq_TJI, jnp.sum(dw_TNJ, axis=1), dk_SI

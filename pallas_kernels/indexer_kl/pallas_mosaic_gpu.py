@@ -213,7 +213,7 @@ def _over_blocks(step, rows, keys, *, largest, multiple, with_gradients):
   """Runs `step` over blocks of queries, for each entry of the leading axis.
 
   Args:
-    step: of (rows of a block, keys, reference to the key gradient).
+    step: of (rows of a block, keys, key gradient so far); see `_block`.
     rows: [M, N, ...] each; padded with what makes a row invalid.
     keys: (k_index [M, S, I], k [M, S, ...]).
     largest: queries of a block at most, a multiple of `multiple`.
@@ -235,30 +235,27 @@ def _over_blocks(step, rows, keys, *, largest, multiple, with_gradients):
   def entry(arrays):
     rows, keys = arrays
     blocks = tuple(x.reshape(-1, queries, *x.shape[1:]) for x in rows)
-    d_k = None
-    if with_gradients:
-      d_k = jax.new_ref(jnp.zeros(keys[0].shape, jnp.float32))
-    outputs = _map(lambda block: step(block, keys, d_k), blocks)
+    d_k = jnp.zeros(keys[0].shape, jnp.float32) if with_gradients else ()
+    d_k, outputs = _scan(lambda d_k, block: step(block, keys, d_k), d_k, blocks)
     outputs = tuple(x.reshape(-1, *x.shape[2:]) for x in outputs)
-    # pyrefly: ignore[bad-argument-type]
-    d_k = mosaic.apart(rows[4][0], jax.freeze(d_k)) if with_gradients else ()
-    return tuple(x[:num_queries] for x in outputs), d_k
+    d_k = mosaic.apart(rows[4][0], d_k) if with_gradients else ()
+    return (), (tuple(x[:num_queries] for x in outputs), d_k)
 
-  return _map(entry, (rows, keys))
+  return _scan(lambda _, arrays: entry(arrays), (), (rows, keys))[1]
 
 
-def _map(function, arrays):
-  """`lax.map`, without a loop if there is one entry only."""
+def _scan(function, carry, arrays):
+  """`lax.scan`, without a loop if there is one entry only."""
   if jax.tree.leaves(arrays)[0].shape[0] > 1:
-    return lax.map(function, arrays)
-  outputs = function(jax.tree.map(lambda x: x[0], arrays))
-  return jax.tree.map(lambda x: x[None], outputs)
+    return lax.scan(function, carry, arrays)
+  carry, outputs = function(carry, jax.tree.map(lambda x: x[0], arrays))
+  return carry, jax.tree.map(lambda x: x[None], outputs)
 
 
 def _block(
   rows, keys, d_k, *, scale, mean_over, config, target, with_gradients
 ):
-  """Divergence (and gradients) of a block of queries; adds to `d_k`."""
+  """`d_k` with a block's added, and its divergence (and other gradients)."""
   q_index_PJI, w_PJ, q_PHX, lse_PH, weight_P, *valid = rows
   k_index_SI, k = keys
   selected = len(valid) == 1
@@ -294,10 +291,10 @@ def _block(
     valid_PK = _valid(valid, num_columns)
     kl_P, g_PK = divergence(scores_PK, p_PK, valid_PK, weight_P)
   if not with_gradients:
-    return (kl_P,)
+    return d_k, (kl_P,)
   with jax.named_scope('indexer_kl_gradients'):
     apart = functools.partial(mosaic.apart, weight_P[0])
-    d_q_PJI, d_w_PJ = _gradients(
+    d_q_PJI, d_w_PJ, d_k = _gradients(
       apart(q_index_PJI),
       apart(k_index_SI),
       apart(w_PJ),
@@ -307,7 +304,7 @@ def _block(
       config,
       target,
     )
-  return kl_P, apart(d_q_PJI), d_w_PJ
+  return d_k, (kl_P, apart(d_q_PJI), d_w_PJ)
 
 
 def _valid(valid, num_columns):
@@ -338,31 +335,28 @@ def divergence(
 
 
 def _gradients(q_PJI, k_SI, w_PJ, g_PK, valid, d_k, config, target):
-  """d_q and d_w of a block; the interpreter's d_k is added here."""
+  """d_q, d_w and the sum of d_k; the interpreter's summands are added here."""
   indices_PK, spans = (valid[0], ()) if len(valid) == 1 else (None, valid)
-  summands = d_k
+  summed = d_k
   if target.interprets:
-    shape = (*g_PK.shape, k_SI.shape[1])
-    summands = jax.new_ref(jnp.zeros(shape, jnp.float32))
-  d_q_PJI, d_w_PJ = mosaic_gradients.gradients(
+    summed = jnp.zeros((*g_PK.shape, k_SI.shape[1]), jnp.float32)
+  d_q_PJI, d_w_PJ, summed = mosaic_gradients.gradients(
     q_PJI,
     k_SI,
     w_PJ,
     g_PK,
     indices_PK,
     tuple(spans),
-    summands,
+    summed,
     blocks=config.gradients,
     on=target,
   )
-  if target.interprets:
-    summands_PKI = jax.freeze(summands)
-    if indices_PK is None:
-      d_k[...] += jnp.sum(summands_PKI, axis=0)
-    else:
-      rows = jnp.where(indices_PK < 0, k_SI.shape[0], indices_PK)
-      d_k[...] = d_k[...].at[rows].add(summands_PKI, mode='drop')
-  return d_q_PJI, d_w_PJ
+  if not target.interprets:
+    return d_q_PJI, d_w_PJ, summed
+  if indices_PK is None:
+    return d_q_PJI, d_w_PJ, d_k + jnp.sum(summed, axis=0)
+  rows = jnp.where(indices_PK < 0, k_SI.shape[0], indices_PK)
+  return d_q_PJI, d_w_PJ, d_k.at[rows].add(summed, mode='drop')
 
 
 def _round_up(size, multiple):

@@ -12,11 +12,14 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.sparse_mla_attention import reference, xla
+from pallas_kernels.sparse_mla_attention import (
+  pallas_mosaic_gpu,
+  reference,
+  xla,
+)
 
-# `pallas_mosaic_gpu` is not here yet: its key gradients inside a loop (layers,
-# chunks of queries) have not been compared on a GPU (docs/kernels.md).
 IMPLEMENTATIONS = {
+  'mosaic_gpu': pallas_mosaic_gpu.sparse_mla_attention,
   'xla': xla.sparse_mla_attention,
   'reference': reference.sparse_mla_attention,
 }
@@ -57,7 +60,8 @@ def sparse_mla_attention(
 
   s over the selected set of query t. Scores, softmax and sums are float32.
   The selection is constant; `q_BTHX` and `kv_BSX` get gradients. Equal inputs
-  give bitwise equal results, gradients included, on every platform.
+  give bitwise equal results, gradients included, on every platform, but for
+  the gradient of `kv_BSX` by 'mosaic_gpu': it is summed by atomic additions.
 
   Args:
     q_BTHX: float32 or bfloat16 absorbed queries [q_latent ; q_rope].

@@ -321,17 +321,16 @@ def backward(
     thread_name='thread',
     scratch_types=scratch(latent_dim, tile_width, target),
   )
-  sums_ref = jax.new_ref(jnp.zeros((kv_SX.shape[0], tile_width), jnp.float32))
-  d_q_NHW = call(
+  d_q_NHW, sums = mosaic.in_place(call)(
     q_NHW,
     d_out_NHC,
     kv_SX,
     indices_NK.reshape(-1),
     lse_NH,
     delta_NH,
-    sums_ref,
+    jnp.zeros((kv_SX.shape[0], tile_width), jnp.float32),
   )
-  return d_q_NHW, mosaic_scatter.to_column_order(jax.freeze(sums_ref))
+  return d_q_NHW, mosaic_scatter.to_column_order(sums)
 
 
 def scratch(

@@ -39,7 +39,7 @@ from pallas_kernels.sparse_mla_attention import (
 HEADS = 64
 KEYS = mosaic_gather.ROWS
 REGISTERS = (232, 40)  # Of a thread that computes, and of one that gathers.
-REGISTERS_FP8 = (200, 112)
+REGISTERS_FP8 = (200, 104)
 _LOG2_E = math.log2(math.e)
 _LOWEST = -1e30  # Below any score in units of log 2, and finite.
 

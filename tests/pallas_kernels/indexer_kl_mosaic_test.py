@@ -166,6 +166,94 @@ def test_indexer_kl_mosaic_interpreted_matches_reference(form, races, changes):
   _assert_close(actual, _run(reference.indexer_kl, arrays, **kwargs))
 
 
+def _plain_gradients(q_TJI, k_SI, w_TJ, g_TK, rows_TK, spans, dk_SI, **_):
+  """`mosaic_gradients.gradients` without a kernel, but with its reference."""
+  assert not spans
+  k_TKI = k_SI[jnp.maximum(rows_TK, 0)]
+  dots_TJK = jnp.einsum('tji,tki->tjk', q_TJI, k_TKI).astype(jnp.float32)
+  m_TJK = g_TK[:, None] * w_TJ[..., None] * (dots_TJK > 0)
+  dk_TKI = jnp.einsum('tjk,tji->tki', m_TJK, q_TJI.astype(jnp.float32))
+  rows_TK = jnp.where(rows_TK < 0, k_SI.shape[0], rows_TK)
+
+  @jax.custom_batching.custom_vmap  # As `plgpu.kernel` has it.
+  def add(dk_TKI, rows_TK, ref):
+    ref[...] = ref[...].at[rows_TK].add(dk_TKI, mode='drop')
+    return jnp.sum(rows_TK)
+
+  add.def_vmap(lambda *_: None)
+  _, dk_SI = mosaic.in_place(add)(dk_TKI, rows_TK, dk_SI)
+  dq_TJI = jnp.einsum('tjk,tki->tji', m_TJK, k_TKI.astype(jnp.float32))
+  dw_TJ = jnp.sum(g_TK[:, None] * jax.nn.relu(dots_TJK), axis=-1)
+  return dq_TJI.astype(jnp.bfloat16), dw_TJ, dk_SI
+
+
+@needs_api
+def test_indexer_kl_mosaic_key_gradient_survives_scan_and_checkpoint(
+  monkeypatch,
+):
+  """jax must not take the sums that kernels add to out of their loop."""
+  spec = dataclasses.replace(_TINY, num_queries=6, num_keys=64)
+  arrays, chosen, _ = _case('loops', spec, 'selected')
+  monkeypatch.setattr(mosaic, 'require', lambda target: None)
+  monkeypatch.setattr(
+    mosaic_gpu.mosaic_target,
+    'target',
+    lambda q_PHX, k, lse, rows_PK, *_, **__: jnp.where(
+      rows_PK >= 0, 1 / rows_PK.shape[1], 0.0
+    ),
+  )
+  monkeypatch.setattr(
+    mosaic_gpu.mosaic_scores,
+    'scores',
+    lambda q_PJI, k_SI, w_PJ, valid, **_: jnp.einsum(
+      'pj,pjk->pk',
+      w_PJ,
+      jax.nn.relu(
+        jnp.einsum('pji,pki->pjk', q_PJI, k_SI[jnp.maximum(valid[0], 0)])
+      ),
+    ),
+  )
+  monkeypatch.setattr(
+    mosaic_gpu.mosaic_gradients, 'gradients', _plain_gradients
+  )
+
+  def call(q_index, k_index, w_index, rest, indices):
+    q, k, lse, weight = rest
+    return mosaic_gpu.indexer_kl(
+      q_index, k_index, w_index, q, k, lse, weight,
+      scale=spec.scale, indices_BTK=indices,
+    )[0]  # fmt: skip
+
+  def in_chunks(q_index, k_index, w_index):
+    def split(x):
+      return jnp.moveaxis(x.reshape(x.shape[0], 3, 2, *x.shape[2:]), 1, 0)
+
+    rows = (q_index, w_index, *(arrays[i] for i in (3, 5, 6)))
+    rows = jax.tree.map(split, (*rows, chosen['indices_BTK']))
+
+    def chunk(_, rows):
+      q_index, w_index, q, lse, weight, indices = rows
+      rest = (q, arrays[4], lse, weight)
+      return None, call(q_index, k_index, w_index, rest, indices)
+
+    def layer(total, _):
+      _, losses = lax.scan(jax.checkpoint(chunk), None, rows)
+      return total + jnp.sum(losses), None
+
+    return lax.scan(jax.checkpoint(layer), jnp.zeros(()), None, length=2)[0]
+
+  def at_once(*indexer):
+    rest = tuple(arrays[i] for i in (3, 4, 5, 6))
+    return 2 * call(*indexer, rest, chosen['indices_BTK'])
+
+  results = [
+    jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arrays[:3])
+    for f in (in_chunks, at_once)
+  ]
+  for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
+    assert _relative(actual, expected) < _GRADIENT_ERROR
+
+
 def _abstract(spec, form):
   def struct(dtype, *shape):
     return jax.ShapeDtypeStruct(shape, dtype)

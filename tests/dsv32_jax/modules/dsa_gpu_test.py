@@ -18,7 +18,6 @@ from dsv32_jax.functional import masking
 from dsv32_jax.modules import dsa
 from pallas_kernels.indexer_kl import api as indexer_kl
 from pallas_kernels.sparse_mla_attention import api as sparse_mla_attention
-from pallas_kernels.sparse_mla_attention import pallas_mosaic_gpu
 
 pytestmark = pytest.mark.gpu
 
@@ -71,14 +70,6 @@ def test_dsa_kernels_in_chunks_and_scans_match_xla(monkeypatch, layers):
     jax.jit(layer.init)(keys[2], x_BTD[:, :8], context)['params']
   )
 
-  monkeypatch.setattr(
-    sparse_mla_attention,
-    'IMPLEMENTATIONS',
-    {
-      'mosaic_gpu': pallas_mosaic_gpu.sparse_mla_attention,
-      **sparse_mla_attention.IMPLEMENTATIONS,
-    },
-  )
   chunked = dataclasses.replace(cfg, query_chunk=CHUNK)
   kernels = _run(chunked, params, x_BTD, d_BTD, layers=layers)
   for api in (sparse_mla_attention, indexer_kl):
