@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 SHARED_MEMORY_BYTES = 232_448
 """What a block may use on a Hopper GPU."""
@@ -164,26 +163,6 @@ def in_place(call: Callable[..., Any]) -> Callable[..., Any]:
     )
 
   return function
-
-
-def apart(scalar: jax.Array, x: jax.Array) -> jax.Array:
-  """`x`, from an operation that XLA cannot leave out.
-
-  XLA fuses a kernel with the slices that it reads, or writes, of other arrays
-  (`xla_gpu_enable_dynamic_slice_fusion`, on by default in jaxlib 0.11.2) and
-  then forgets that the kernel changes an operand in place: what it added is
-  lost, seen in a loop on an H100. So neither operands nor results of such a
-  kernel may be slices, of a loop here or in a caller. An optimization barrier
-  would be free, but may be gone by then.
-
-  Args:
-    scalar: a float that is not known while compiling; x is wrong if it is NaN.
-    x: floating point or int32.
-  """
-  is_nan = jnp.isnan(scalar)
-  if jnp.issubdtype(x.dtype, jnp.integer):
-    return x + is_nan.astype(x.dtype)
-  return x * jnp.where(is_nan, 2, 1).astype(x.dtype)
 
 
 def i32(value: int) -> Any:

@@ -238,7 +238,6 @@ def _over_blocks(step, rows, keys, *, largest, multiple, with_gradients):
     d_k = jnp.zeros(keys[0].shape, jnp.float32) if with_gradients else ()
     d_k, outputs = _scan(lambda d_k, block: step(block, keys, d_k), d_k, blocks)
     outputs = tuple(x.reshape(-1, *x.shape[2:]) for x in outputs)
-    d_k = mosaic.apart(rows[4][0], d_k) if with_gradients else ()
     return (), (tuple(x[:num_queries] for x in outputs), d_k)
 
   return _scan(lambda _, arrays: entry(arrays), (), (rows, keys))[1]
@@ -293,18 +292,10 @@ def _block(
   if not with_gradients:
     return d_k, (kl_P,)
   with jax.named_scope('indexer_kl_gradients'):
-    apart = functools.partial(mosaic.apart, weight_P[0])
     d_q_PJI, d_w_PJ, d_k = _gradients(
-      apart(q_index_PJI),
-      apart(k_index_SI),
-      apart(w_PJ),
-      g_PK,
-      [apart(x) for x in valid],
-      d_k,
-      config,
-      target,
+      q_index_PJI, k_index_SI, w_PJ, g_PK, valid, d_k, config, target
     )
-  return d_k, (kl_P, apart(d_q_PJI), d_w_PJ)
+  return d_k, (kl_P, d_q_PJI, d_w_PJ)
 
 
 def _valid(valid, num_columns):

@@ -11,8 +11,6 @@ Letters: B batch, T queries, S keys, H heads, C latent width, X = C + rope
 width, K selected keys, N = B * T, P = H padded, W = X padded.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -201,23 +199,21 @@ def _attention_backward(
     return selection.pad_axis(x, axis, mosaic_forward.HEADS)
 
   indices_NK = indices_BTK.reshape(batch * num_queries, -1)
-  # The kernel adds to d_kv in place.
-  apart = functools.partial(mosaic.apart, delta_BTH[0, 0, 0])
   d_q, d_kv = mosaic_backward.backward(
-    apart(_pad_queries(q_BTHX)),
-    apart(rows(d_out_BTHC.astype(q_BTHX.dtype), 1)),
-    apart(kv_BSX.reshape(-1, width)),
-    apart(selection.pad_axis(indices_NK, 1, mosaic_backward.KEYS, -1)),
-    apart(rows(lse_BTH, 1)),
-    apart(rows(delta_BTH, 1)),
+    _pad_queries(q_BTHX),
+    rows(d_out_BTHC.astype(q_BTHX.dtype), 1),
+    kv_BSX.reshape(-1, width),
+    selection.pad_axis(indices_NK, 1, mosaic_backward.KEYS, -1),
+    rows(lse_BTH, 1),
+    rows(delta_BTH, 1),
     rows_per_batch=num_queries,
     keys_per_batch=kv_BSX.shape[1],
     scale=scale,
     full_lines=config.full_lines,
     target=target,
   )
-  d_q_BTHX = apart(d_q)[:, :num_heads, :width].reshape(q_BTHX.shape)
-  d_kv_BSX = apart(d_kv)[:, :width].reshape(kv_BSX.shape)
+  d_q_BTHX = d_q[:, :num_heads, :width].reshape(q_BTHX.shape)
+  d_kv_BSX = d_kv[:, :width].reshape(kv_BSX.shape)
   return d_q_BTHX, d_kv_BSX.astype(kv_BSX.dtype), None
 
 
