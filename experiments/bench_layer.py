@@ -9,13 +9,21 @@ the sparse case, the indexer's loss and its gradient. The dense case is the
 same layer in MHA mode without an indexer loss. Both are rematerialised alike:
 the layer's input is kept and everything else made again.
 
+Each mode and length runs in a process of its own (but for --in_process): a
+step may need most of the device in one piece, which memory that another step
+has used no longer is.
+
 Printed for each length: milliseconds a step (median), the largest device
 memory in use where the backend tells, and sparse over dense.
 """
 
 import dataclasses
 import json
+import pathlib
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 
 import jax
@@ -35,6 +43,9 @@ _MODES = flags.DEFINE_list('modes', ['sparse', 'dense'], 'Which steps.')
 _CHUNK = flags.DEFINE_integer('query_chunk', 4096, 'ModelConfig.query_chunk.')
 _STEPS = flags.DEFINE_integer('steps', 5, 'Timed steps; the median is printed.')
 _PARTS = flags.DEFINE_bool('forward', False, 'Time the forward pass alone too.')
+_IN_PROCESS = flags.DEFINE_bool(
+  'in_process', False, 'Run every mode and length in this process.'
+)
 _JSONL = flags.DEFINE_string('jsonl', None, 'Also append the figures here.')
 
 _ATTENTION = {'sparse': SPARSE_TRAINING, 'dense': DENSE}
@@ -138,16 +149,16 @@ def main(argv):
       f'--modes: got {sorted(unknown)}, expected {sorted(_ATTENTION)}'
     )
   for length in map(int, _LENGTHS.value):
-    times = {}
+    times: dict[str, float] = {}
     for mode in _MODES.value:
-      try:
-        figures = _measure(mode, length)
-      except jax.errors.JaxRuntimeError as error:
-        # Out of memory is a result here: the other mode may still fit.
-        figures = {'mode': mode, 'length': length, 'error': str(error)[:300]}
+      if _IN_PROCESS.value:
+        figures = _figures(mode, length)
+      else:
+        figures = _figures_of_a_process(mode, length)
+      if 'error' in figures:
         print(f'{mode:7s} {length:7d} failed: {figures["error"]}', flush=True)
       else:
-        times[mode] = figures['ms']
+        times[mode] = float(figures['ms'])
         print(
           ' '.join(
             f'{name} {value:.2f}' if isinstance(value, float) else f'{value}'
@@ -158,9 +169,41 @@ def main(argv):
       if _JSONL.value:
         with open(_JSONL.value, 'a', encoding='utf-8') as file:
           file.write(json.dumps(figures) + '\n')
-    if len(times) == 2:
+    if {'sparse', 'dense'} <= set(times):
       ratio = times['sparse'] / times['dense']
       print(f'        {length:7d} sparse / dense {ratio:.2f}', flush=True)
+
+
+def _figures(mode, length):
+  """What was measured, or the error."""
+  try:
+    return _measure(mode, length)
+  except jax.errors.JaxRuntimeError as error:
+    # Out of memory is a result here: the other mode may still fit.
+    return {'mode': mode, 'length': length, 'error': str(error)[:300]}
+
+
+def _figures_of_a_process(mode, length):
+  """The same, from a process that measures nothing else."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'figures.jsonl'
+    done = subprocess.run(
+      (
+        *(sys.executable, __file__, '--in_process'),
+        *(f'--modes={mode}', f'--lengths={length}', f'--jsonl={path}'),
+        *(f'--preset={_PRESET.value}', f'--query_chunk={_CHUNK.value}'),
+        *(f'--steps={_STEPS.value}', f'--forward={_PARTS.value}'),
+      ),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+      check=False,
+    )
+    if path.exists():
+      return json.loads(path.read_text(encoding='utf-8'))
+  complaint = done.stderr.strip().splitlines()[-1:] or ['no message']
+  error = f'ended with status {done.returncode}: {complaint[0][:300]}'
+  return {'mode': mode, 'length': length, 'error': error}
 
 
 if __name__ == '__main__':

@@ -8,7 +8,10 @@ from pallas_kernels.indexer_kl import IndexerKL, indexer_kl
 from pallas_kernels.lightning_indexer import lightning_indexer
 from pallas_kernels.sparse_mla_attention import (
   SparseAttentionOutput,
+  pack_fp8_cache,
   sparse_mla_attention,
+  sparse_mla_attention_fp8_cache,
+  unpack_fp8_cache,
 )
 from pallas_kernels.topk_selector import (
   Selection,
@@ -27,7 +30,10 @@ __all__ = [
   'indexer_kl',
   'indices_to_mask',
   'lightning_indexer',
+  'pack_fp8_cache',
   'select_topk',
   'selection_mask',
   'sparse_mla_attention',
+  'sparse_mla_attention_fp8_cache',
+  'unpack_fp8_cache',
 ]

@@ -128,7 +128,27 @@ def kernel(
     arguments['interpret'] = plgpu.InterpretGPUParams(
       detect_races=target is Target.INTERPRET_RACES
     )
-  return plgpu.kernel(body, compiler_params=compiler_params, **arguments)
+  call = plgpu.kernel(body, compiler_params=compiler_params, **arguments)
+  return lambda *operands: _differing_as(operands, call(*operands))
+
+
+def _differing_as(operands: Any, outputs: Any) -> Any:
+  """`outputs`, differing by type along the mesh axes that an operand does.
+
+  Under `jax.shard_map(check_vma=True)` jax would take them to be the same on
+  every device, and leave out sums over devices: wrong gradients, silently.
+  """
+
+  def axes(x: Any) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+  differing = frozenset().union(*map(axes, operands))
+  return jax.tree.map(
+    lambda x: jax.lax.pcast(
+      x, tuple(sorted(differing - axes(x))), to='varying'
+    ),
+    outputs,
+  )
 
 
 def in_place(call: Callable[..., Any]) -> Callable[..., Any]:

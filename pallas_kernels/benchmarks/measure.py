@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.benchmarks import costs
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Ceilings:
@@ -26,14 +28,17 @@ class Ceilings:
   dtype: str
   side: int
 
-  def seconds(self, flops: int, bytes_moved: int) -> float:
+  def seconds(self, cost: costs.Cost) -> float:
     """The least time of some work: products and copies overlap."""
-    return max(flops / self.flops, bytes_moved / self.bytes)
+    return max(self._products(cost), cost.bytes / self.bytes)
 
-  def bound(self, flops: int, bytes_moved: int) -> str:
+  def bound(self, cost: costs.Cost) -> str:
     """Which of the two it is."""
-    is_products = flops / self.flops >= bytes_moved / self.bytes
+    is_products = self._products(cost) >= cost.bytes / self.bytes
     return 'matmul' if is_products else 'copy'
+
+  def _products(self, cost: costs.Cost) -> float:
+    return cost.flops / (cost.rate * self.flops)
 
 
 def seconds(function: Callable[..., Any], *arguments: Any) -> float:

@@ -14,12 +14,13 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import mosaic
-from pallas_kernels.dense_attention import config, key_blocks, products
-from pallas_kernels.dense_attention.mosaic_forward import (
-  LOG2_E,
-  ROWS,
-  heads_at_a_time,
+from pallas_kernels.dense_attention import (
+  config,
+  key_blocks,
+  mosaic_tiles,
+  products,
 )
+from pallas_kernels.dense_attention.mosaic_tiles import LOG2_E, ROWS
 
 
 def key_gradients(
@@ -47,10 +48,10 @@ def key_gradients(
   blocks = key_blocks.query_blocks(
     start_BT, end_BT, num_keys=num_keys, rows=2 * ROWS, columns=queries
   )
-  together = heads_at_a_time(
+  together = mosaic_tiles.heads_at_a_time(
     num_heads, num_queries * (width + value_width) * 2, block.l2_bytes
   )
-  swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+  swizzled = mosaic_tiles.swizzled()
   column_layout = plgpu.Layout.WGMMA.reduce(0)
   shape = (ROWS, queries)
 
@@ -82,27 +83,20 @@ def key_gradients(
     free,
   ):
     warpgroup = lax.axis_index('wg')
-    task = lax.axis_index('task')
-    head_in = lax.rem(task, together)
-    task = task // together
-    tile = lax.rem(task, tiles)
-    task = task // tiles
-    head = lax.rem(task, num_heads // together) * together + head_in
-    b = task // (num_heads // together)
+    b, head, tile = mosaic_tiles.place(
+      lax.axis_index('task'),
+      num_heads=num_heads,
+      together=together,
+      tiles=tiles,
+      last_first=False,
+    )
     first, end = first_gmem[b, tile], end_gmem[b, tile]
 
     @pl.when(warpgroup == 2)
     def copy():
       plgpu.set_max_registers(24, action='decrease')
 
-      def one_block(i, carry):
-        slot = lax.rem(i, stages)
-        here = pl.ds((first + i) * queries, queries)
-
-        @pl.when(i >= stages)
-        def _():
-          plgpu.barrier_wait(free.at[slot])
-
+      def one_block(here, slot):
         for source, smem in (
           (q_gmem.at[b, here, head], q_smem),
           (d_out_gmem.at[b, here, head], d_out_smem),
@@ -112,16 +106,9 @@ def key_gradients(
           (end_rows_gmem.at[b, here], end_smem),
         ):
           plgpu.copy_gmem_to_smem(source, smem.at[slot], full.at[slot])
-        return carry
 
-      lax.fori_loop(0, end - first, one_block, ())
-
-      def drain(i, carry):
-        plgpu.barrier_wait(free.at[lax.rem(i, stages)])
-        return carry
-
-      lax.fori_loop(
-        jnp.maximum(end - first - stages, 0), end - first, drain, ()
+      mosaic_tiles.copy_blocks(
+        first, end, (free, one_block), size=queries, stages=stages
       )
 
     @pl.when(warpgroup < 2)
@@ -190,13 +177,7 @@ def key_gradients(
         whole_end_gmem[b, tile],
         end,
       )
-      for i, is_masked in enumerate((True, False, True)):
-        carry = lax.fori_loop(
-          bounds[i],
-          bounds[i + 1],
-          lambda j, carry, m=is_masked: one_block(j, carry, is_masked=m),
-          carry,
-        )
+      carry = mosaic_tiles.over_blocks(bounds, one_block, carry)
       # The memory of keys and values is free now.
       for x, smem, gmem in zip(
         carry, (k_smem, v_smem), (d_k_gmem, d_v_gmem), strict=True
@@ -206,17 +187,14 @@ def key_gradients(
         plgpu.copy_smem_to_gmem(smem.at[warpgroup], gmem.at[b, here, head])
       plgpu.wait_smem_to_gmem(0)
 
-  run = mosaic.kernel(
+  run = mosaic_tiles.kernel(
     body,
+    tasks=batch * num_heads * tiles,
     target=target,
     out_type=(
       jax.ShapeDtypeStruct(k_BSHX.shape, dtype),
       jax.ShapeDtypeStruct(v_BSHU.shape, dtype),
     ),
-    grid=(batch * num_heads * tiles,),
-    grid_names=('task',),
-    num_threads=3,
-    thread_name='wg',
     scratch_types=[
       plgpu.SMEM((2, ROWS, width), dtype, transforms=swizzled),
       plgpu.SMEM((2, ROWS, value_width), dtype, transforms=swizzled),

@@ -14,12 +14,13 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import mosaic
-from pallas_kernels.dense_attention import config, key_blocks, products
-from pallas_kernels.dense_attention.mosaic_forward import (
-  LOG2_E,
-  ROWS,
-  heads_at_a_time,
+from pallas_kernels.dense_attention import (
+  config,
+  key_blocks,
+  mosaic_tiles,
+  products,
 )
+from pallas_kernels.dense_attention.mosaic_tiles import LOG2_E, ROWS
 
 
 def query_gradient(
@@ -61,10 +62,10 @@ def query_gradient(
   blocks = key_blocks.key_blocks(
     start_BT, end_BT, num_keys=num_keys, rows=2 * ROWS, columns=keys
   )
-  together = heads_at_a_time(
+  together = mosaic_tiles.heads_at_a_time(
     num_heads, num_keys * (width + value_width) * 2, block.l2_bytes
   )
-  swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+  swizzled = mosaic_tiles.swizzled()
   row_layout = plgpu.Layout.WGMMA.reduce(1)
   shape = (ROWS, keys)
 
@@ -95,41 +96,27 @@ def query_gradient(
     free,
   ):
     warpgroup = lax.axis_index('wg')
-    task = lax.axis_index('task')
-    head_in = lax.rem(task, together)
-    task = task // together
-    tile = tiles - 1 - lax.rem(task, tiles)
-    task = task // tiles
-    head = lax.rem(task, num_heads // together) * together + head_in
-    b = task // (num_heads // together)
+    b, head, tile = mosaic_tiles.place(
+      lax.axis_index('task'),
+      num_heads=num_heads,
+      together=together,
+      tiles=tiles,
+      last_first=True,
+    )
     first, end = first_gmem[b, tile], end_gmem[b, tile]
 
     @pl.when(warpgroup == 2)
     def copy():
       plgpu.set_max_registers(40, action='decrease')
 
-      def one_block(i, carry):
-        slot = lax.rem(i, stages)
-        here = pl.ds((first + i) * keys, keys)
-
-        @pl.when(i >= stages)
-        def _():
-          plgpu.barrier_wait(free.at[slot])
-
+      def one_block(here, slot):
         for gmem, smem in ((k_gmem, k_smem), (v_gmem, v_smem)):
           plgpu.copy_gmem_to_smem(
             gmem.at[b, here, head], smem.at[slot], full.at[slot]
           )
-        return carry
 
-      lax.fori_loop(0, end - first, one_block, ())
-
-      def drain(i, carry):
-        plgpu.barrier_wait(free.at[lax.rem(i, stages)])
-        return carry
-
-      lax.fori_loop(
-        jnp.maximum(end - first - stages, 0), end - first, drain, ()
+      mosaic_tiles.copy_blocks(
+        first, end, (free, one_block), size=keys, stages=stages
       )
 
     @pl.when(warpgroup < 2)
@@ -192,26 +179,17 @@ def query_gradient(
         whole_end_gmem[b, tile],
         end,
       )
-      for i, is_masked in enumerate((True, False, True)):
-        d_q = lax.fori_loop(
-          bounds[i],
-          bounds[i + 1],
-          lambda j, d_q, m=is_masked: one_block(j, d_q, is_masked=m),
-          d_q,
-        )
+      d_q = mosaic_tiles.over_blocks(bounds, one_block, d_q)
       q_smem[warpgroup] = d_q.astype(dtype)
       plgpu.commit_smem()
       plgpu.copy_smem_to_gmem(q_smem.at[warpgroup], d_q_gmem.at[b, here, head])
       plgpu.wait_smem_to_gmem(0)
 
-  run = mosaic.kernel(
+  run = mosaic_tiles.kernel(
     body,
+    tasks=batch * num_heads * tiles,
     target=target,
     out_type=jax.ShapeDtypeStruct(q_BTHX.shape, dtype),
-    grid=(batch * num_heads * tiles,),
-    grid_names=('task',),
-    num_threads=3,
-    thread_name='wg',
     scratch_types=[
       plgpu.SMEM((2, ROWS, width), dtype, transforms=swizzled),
       plgpu.SMEM((2, ROWS, value_width), dtype, transforms=swizzled),

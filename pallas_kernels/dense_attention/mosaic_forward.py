@@ -6,7 +6,6 @@ warpgroup computes its softmax the other has the tensor cores (an mbarrier
 makes them take turns). Blocks inside the range of every query are not masked.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -16,20 +15,13 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import mosaic
-from pallas_kernels.dense_attention import config, key_blocks, products
-
-ROWS = 64
-"""Queries of a warpgroup."""
-LOG2_E = math.log2(math.e)
-
-
-def heads_at_a_time(num_heads: int, bytes_a_head: int, l2_bytes: int) -> int:
-  """The largest divisor of the heads whose operands stay in the L2 cache."""
-  return max(
-    n
-    for n in range(1, num_heads + 1)
-    if not num_heads % n and (n == 1 or n * bytes_a_head <= l2_bytes)
-  )
+from pallas_kernels.dense_attention import (
+  config,
+  key_blocks,
+  mosaic_tiles,
+  products,
+)
+from pallas_kernels.dense_attention.mosaic_tiles import LOG2_E, ROWS
 
 
 def forward(
@@ -66,10 +58,10 @@ def forward(
   blocks = key_blocks.key_blocks(
     start_BT, end_BT, num_keys=num_keys, rows=2 * ROWS, columns=keys
   )
-  together = heads_at_a_time(
+  together = mosaic_tiles.heads_at_a_time(
     num_heads, num_keys * (width + value_width) * 2, block.l2_bytes
   )
-  swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+  swizzled = mosaic_tiles.swizzled()
   row_layout = plgpu.Layout.WGMMA.reduce(1)
   factor = scale * LOG2_E
 
@@ -99,53 +91,38 @@ def forward(
     turn,
   ):
     warpgroup = lax.axis_index('wg')
-    task = lax.axis_index('task')
-    # Longest tiles first, so that the last ones to finish are short; heads
-    # that fit the L2 cache side by side.
-    head_in = lax.rem(task, together)
-    task = task // together
-    tile = tiles - 1 - lax.rem(task, tiles)
-    task = task // tiles
-    head = lax.rem(task, num_heads // together) * together + head_in
-    b = task // (num_heads // together)
+    b, head, tile = mosaic_tiles.place(
+      lax.axis_index('task'),
+      num_heads=num_heads,
+      together=together,
+      tiles=tiles,
+      last_first=True,
+    )
     first, end = first_gmem[b, tile], end_gmem[b, tile]
 
     @pl.when(warpgroup == 2)
     def copy():
       plgpu.set_max_registers(40, action='decrease')
 
-      def one_block(i, carry):
-        slot = lax.rem(i, stages)
-        here = pl.ds((first + i) * keys, keys)
-
-        @pl.when(i >= stages)
-        def _():
-          plgpu.barrier_wait(k_free.at[slot])
-
+      def keys_of(here, slot):
         products.copy_chunks(
           lambda at: k_gmem.at[b, here, head, at],
           k_smem.at[slot],
           k_full.at[slot],
         )
 
-        @pl.when(i >= stages)
-        def _():
-          plgpu.barrier_wait(v_free.at[slot])
-
+      def values_of(here, slot):
         plgpu.copy_gmem_to_smem(
           v_gmem.at[b, here, head], v_smem.at[slot], v_full.at[slot]
         )
-        return carry
 
-      lax.fori_loop(0, end - first, one_block, ())
-
-      def drain(i, carry):
-        plgpu.barrier_wait(k_free.at[lax.rem(i, stages)])
-        plgpu.barrier_wait(v_free.at[lax.rem(i, stages)])
-        return carry
-
-      lax.fori_loop(
-        jnp.maximum(end - first - stages, 0), end - first, drain, ()
+      mosaic_tiles.copy_blocks(
+        first,
+        end,
+        (k_free, keys_of),
+        (v_free, values_of),
+        size=keys,
+        stages=stages,
       )
 
     @pl.when(warpgroup < 2)
@@ -242,13 +219,7 @@ def forward(
       )
       # One warpgroup begins half a turn later.
       pl.when(warpgroup == 1)(take_turns)
-      for i, is_masked in enumerate((True, False, True)):
-        carry = lax.fori_loop(
-          bounds[i],
-          bounds[i + 1],
-          lambda j, carry, m=is_masked: one_block(j, carry, is_masked=m),
-          carry,
-        )
+      carry = mosaic_tiles.over_blocks(bounds, one_block, carry)
       pl.when(warpgroup == 0)(take_turns)
       out, highest, total = carry
       some = total > 0.0
@@ -270,17 +241,14 @@ def forward(
       )
       plgpu.wait_smem_to_gmem(0)
 
-  run = mosaic.kernel(
+  run = mosaic_tiles.kernel(
     body,
+    tasks=batch * num_heads * tiles,
     target=target,
     out_type=(
       jax.ShapeDtypeStruct((batch, num_queries, num_heads, value_width), dtype),
       jax.ShapeDtypeStruct((batch, num_heads, num_queries), jnp.float32),
     ),
-    grid=(batch * num_heads * tiles,),
-    grid_names=('task',),
-    num_threads=3,
-    thread_name='wg',
     scratch_types=[
       plgpu.SMEM((2, parts, ROWS, 64), dtype, transforms=swizzled),
       plgpu.SMEM((stages, parts, keys, 64), dtype, transforms=swizzled),

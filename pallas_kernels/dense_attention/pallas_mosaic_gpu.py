@@ -17,9 +17,10 @@ from pallas_kernels.dense_attention import (
   mosaic_dkv,
   mosaic_dq,
   mosaic_forward,
+  mosaic_tiles,
 )
 
-_TILE = 2 * mosaic_forward.ROWS
+_TILE = 2 * mosaic_tiles.ROWS
 
 DEVICE_WIDTHS = ((192, 128), (128, 128), (64, 64))
 """(X, U) that have been compared with the oracle on a GPU."""
@@ -129,7 +130,7 @@ def _backward(scale, target, residuals, cotangents):
     k_BSHX,
     v_BSHU,
     d_out_BTHU,
-    lse_BHT * mosaic_forward.LOG2_E,
+    lse_BHT * mosaic_tiles.LOG2_E,
     delta_BHT,
     start_BT,
     end_BT,

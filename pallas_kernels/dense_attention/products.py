@@ -30,8 +30,8 @@ def add(
   def accumulate(acc):
     plgpu.wgmma(acc, a, b)
 
-  # pyrefly: ignore[bad-return]
-  return pl.run_state(accumulate)(plgpu.ACC.init(total))
+  result: Any = pl.run_state(accumulate)(plgpu.ACC.init(total))
+  return result
 
 
 def new(a: Any, b: Any, shape: tuple[int, int]) -> jax.Array:

@@ -5,13 +5,18 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ArgSpec:
-  """Sizes of one call: M rows, D and F widths, E experts."""
+  """Sizes of one call: M rows, D and F widths, E experts.
+
+  Attributes:
+    has_equal_groups: otherwise each row's expert is drawn by itself.
+  """
 
   num_rows: int
   input_dim: int
   output_dim: int
   num_experts: int
   dtype: str = 'float32'
+  has_equal_groups: bool = False
 
 
 # Small enough for the definition, which computes every expert for every row.
@@ -60,6 +65,14 @@ BENCHMARK_SPECS = {
     output_dim=2048,
     num_experts=64,
     dtype='bfloat16',
+  ),
+  'v32_e64_32k_equal': ArgSpec(
+    num_rows=32768,
+    input_dim=7168,
+    output_dim=2048,
+    num_experts=64,
+    dtype='bfloat16',
+    has_equal_groups=True,
   ),
   'v32_e256_32k': ArgSpec(
     num_rows=32768,

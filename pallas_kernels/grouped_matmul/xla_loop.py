@@ -31,7 +31,7 @@ def product(
   Returns:
     [M, F], or [M, D] if transposed, in x's type; 0 past the last group.
   """
-  num_rows, width_in = x_MD.shape
+  num_rows = x_MD.shape[0]
   width_out = w_EDF.shape[1 if transpose_w else 2]
   contract = (((1,), (1 if transpose_w else 0,)), ((), ()))
 
@@ -40,13 +40,13 @@ def product(
 
     def one_block(i, y):
       at, mask = _block(start, end, i, num_rows, block_rows)
-      x_block = lax.dynamic_slice(x_MD, (at, 0), (block_rows, width_in))
+      x_block = lax.dynamic_slice_in_dim(x_MD, at, block_rows)
       y_block = lax.dot_general(
         x_block, w_DF, contract, preferred_element_type=jnp.float32
       ).astype(y.dtype)
-      before = lax.dynamic_slice(y, (at, 0), y_block.shape)
+      before = lax.dynamic_slice_in_dim(y, at, block_rows)
       y_block = jnp.where(mask, y_block, before)
-      return lax.dynamic_update_slice(y, y_block, (at, 0))
+      return lax.dynamic_update_slice_in_dim(y, y_block, at, 0)
 
     num_blocks = (end - start + block_rows - 1) // block_rows
     return lax.fori_loop(0, num_blocks, one_block, y), None
@@ -80,8 +80,8 @@ def weight_gradient(
 
     def one_block(i, dw_DF):
       at, mask = _block(start, end, i, num_rows, block_rows)
-      x_block = lax.dynamic_slice(x_MD, (at, 0), (block_rows, dim))
-      dy_block = lax.dynamic_slice(dy_MF, (at, 0), (block_rows, width))
+      x_block = lax.dynamic_slice_in_dim(x_MD, at, block_rows)
+      dy_block = lax.dynamic_slice_in_dim(dy_MF, at, block_rows)
       # Both sides: 0 * NaN of a row outside the group would still be NaN.
       return dw_DF + lax.dot_general(
         jnp.where(mask, x_block, 0),

@@ -52,6 +52,7 @@ def indexer_kl(
   indices_BTK: Int[Array, 'B T K'] | None = None,
   key_start_BT: Int[Array, 'B T'] | None = None,
   key_end_BT: Int[Array, 'B T'] | None = None,
+  head_axis: str | tuple[str, ...] | None = None,
   implementation: str | Sequence[str] | None = None,
 ) -> IndexerKL:
   """Divergence of the indexer's distribution from the main attention's.
@@ -85,6 +86,9 @@ def indexer_kl(
     key_start_BT: int32 first valid key of each query; None means 0.
     key_end_BT: int32, one past the last; None means causal, aligned at the
       end: t + 1 + S - T.
+    head_axis: inside a `jax.shard_map`, the mesh axis (or axes) that the heads
+      of q, k and lse are cut over: H are the heads of one member then, and p
+      is the mean over those of all.
     implementation: see `pallas_kernels.dispatch`.
 
   Returns:
@@ -167,5 +171,6 @@ def indexer_kl(
     indices_BTK=indices_BTK,
     key_start_BT=key_start_BT,
     key_end_BT=key_end_BT,
+    head_axis=head_axis,
   )
   return IndexerKL(loss, lax.stop_gradient(kl_BT))

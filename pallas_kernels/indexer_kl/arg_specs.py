@@ -5,7 +5,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ArgSpec:
-  """Sizes of one call: B, T, S, J, I, H, G, X and K."""
+  """Sizes of one call: B, T, S, J, I, H, G, X and K.
+
+  Attributes:
+    sees_all_keys: queries come after all keys; otherwise they are the last of
+      the keys' positions. Of selections only: all keys are always causal.
+  """
 
   batch: int
   num_queries: int
@@ -17,6 +22,7 @@ class ArgSpec:
   width: int
   topk: int
   dtype: str = 'float32'
+  sees_all_keys: bool = False
 
   @property
   def scale(self) -> float:
@@ -122,6 +128,8 @@ BENCHMARK_SPECS = {
   ),
   'v32_4k': _v32(4096),
   'v32_32k': _v32(32768),
+  # A selection as the rivals' own benchmarks make it: k keys of all.
+  'v32_selected_32k': dataclasses.replace(_v32(32768), sees_all_keys=True),
   # Keys per head, as in dense warm-up.
   'v32_heads_4k': _v32(4096, key_heads=128, width=192),
 }

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import mosaic
-from pallas_kernels.indexer_kl import mosaic_rows, mosaic_streams
+from pallas_kernels.indexer_kl import mosaic_rows, mosaic_streams, mosaic_sums
 from pallas_kernels.indexer_kl.mosaic_rows import TILE
 from pallas_kernels.indexer_kl.mosaic_scores import product
 
@@ -116,10 +116,10 @@ def gradients(
             if on.interprets:
               dk_ref[t, pl.ds((first + n) * TILE, TILE)] = dk
             elif scatters and gathers:
-              mosaic_rows.add_rows(dk_ref, dk, rows_smem, slot, width=width)
+              mosaic_sums.add_rows(dk_ref, dk, rows_smem, slot, width=width)
             elif scatters:
               first_row = (first + n) * TILE
-              mosaic_rows.add_rows(dk_ref, dk, None, first_row, width=width)
+              mosaic_sums.add_rows(dk_ref, dk, None, first_row, width=width)
             plgpu.wgmma_wait(0)
             plgpu.barrier_arrive(free.at[slot])
             return dw
@@ -137,7 +137,7 @@ def gradients(
         if on.interprets:
           dw_ref[t, 0] = jnp.sum(dw, axis=0)
         else:
-          mosaic_rows.store_column_sums(dw_ref, t, dw)
+          mosaic_sums.store_column_sums(dw_ref, t, dw)
 
       mosaic_streams.each_query(streams, thread, source, load_query, work)
       plgpu.wait_smem_to_gmem(0)
@@ -152,10 +152,9 @@ def gradients(
           g_ref.at[t, pl.ds(column, TILE)], g_smem.at[slot], barrier
         )
         if gathers and not on.interprets:
-          # pyrefly: ignore[unsupported-operation]
-          tiles = streams.tiles * TILE
+          first = t * g_TK.shape[1] + column
           plgpu.copy_gmem_to_smem(
-            source[0].at[pl.ds(t * tiles + column, TILE)],
+            source[0].at[pl.ds(first, TILE)],
             rows_smem.at[slot],
             barrier,
           )

@@ -120,15 +120,14 @@ class Streams:
     tile_bytes = TILE * self.width * 2
     num_local = self.num_local()
     gathers = self.on_device_gathers
+    tiles = self.tiles or 0  # of a query that gathers
 
     def next_rows(i, n, stream):
       """Rows of the tile after tile n of a stream's i-th query."""
-      # pyrefly: ignore[unsupported-operation]
-      last = n == self.tiles - 1
+      last = n == tiles - 1
       i = jnp.where(last, jnp.minimum(i + 1, num_local - 1), i)
       n = jnp.where(last, 0, n + 1)
-      # pyrefly: ignore[unsupported-operation]
-      offset = (self.query(i, stream) * self.tiles + n) * TILE
+      offset = (self.query(i, stream) * tiles + n) * TILE
       return mosaic_rows.load_rows(source[0], offset)
 
     def announce(g, stream):
@@ -156,7 +155,7 @@ class Streams:
         mosaic_rows.copy_rows(
           k_ref,
           source[0],
-          (t * self.tiles + n) * TILE,
+          (t * tiles + n) * TILE,
           k_smem.at[slot],
           ready.at[slot],
           column=0,
@@ -208,8 +207,7 @@ class Streams:
       rows = tuple(
         mosaic_rows.load_rows(
           source[0],
-          # pyrefly: ignore[unsupported-operation]
-          self.query(jnp.int32(0), stream) * self.tiles * TILE,
+          self.query(jnp.int32(0), stream) * tiles * TILE,
         )
         for stream in range(2)
       )

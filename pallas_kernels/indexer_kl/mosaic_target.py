@@ -228,6 +228,7 @@ def target(
         def tile(n, carry):
           g, rows = carry
           slot = lax.rem(g, stages) * chunks
+          next_rows = rows
           if gathers and not on.interprets:
             # The next tile's rows: their loads have a whole tile's time.
             next_rows = mosaic_rows.load_rows(
@@ -275,8 +276,7 @@ def target(
               mosaic_rows.wait_gathers(lag)
               announce_earlier(g, n if flush else g, c - lag)
 
-          # pyrefly: ignore[unbound-name]
-          return g + 1, (next_rows if gathers and not on.interprets else rows)
+          return g + 1, next_rows
 
         carry = lax.fori_loop(0, count, tile, carry)
 
@@ -307,12 +307,10 @@ def target(
 
   operands = (indices_TK.reshape(-1),) if gathers else (start_T, end_T)
   arrivals = TILE if gathers and on.interprets else 1
-  bfloat16 = functools.partial(
-    # pyrefly: ignore[bad-argument-type]
-    plgpu.SMEM,
-    dtype=jnp.bfloat16,
-    transforms=mosaic_rows.transforms(),
-  )
+
+  def operand(*shape):
+    return plgpu.SMEM(shape, jnp.bfloat16, transforms=mosaic_rows.transforms())
+
   return mosaic.kernel(
     body,
     target=on,
@@ -322,8 +320,8 @@ def target(
     num_threads=3,
     thread_name='wg',
     scratch_types=[
-      bfloat16((chunks, num_heads, CHUNK)),
-      bfloat16((stages * chunks, TILE, CHUNK)),
+      operand(chunks, num_heads, CHUNK),
+      operand(stages * chunks, TILE, CHUNK),
       plgpu.SMEM((2, padded_heads), jnp.float32),
       plgpu.Barrier(num_arrivals=arrivals, num_barriers=ready_stages * chunks),
       plgpu.Barrier(num_barriers=stages * chunks),

@@ -22,6 +22,7 @@ def indexer_kl(
   indices_BTK: Int[Array, 'B T K'] | None = None,
   key_start_BT: Int[Array, 'B T'] | None = None,
   key_end_BT: Int[Array, 'B T'] | None = None,
+  head_axis: str | tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, ''], Float[Array, 'B T']]:
   """arXiv:2512.02556, Eq. 3 (ranges) and Eq. 4 (selection); see `api`."""
   q_index, k_index, w_index, q, k = (
@@ -42,6 +43,8 @@ def indexer_kl(
   scores = scale * jnp.einsum('bthx,bshx->bths', q, k_BSHX, precision='highest')
   mass_BTHS = jnp.exp(scores - lse_BTH[..., None])
   p_BTS = jnp.mean(mass_BTHS, axis=2, where=valid_BTS[:, :, None])
+  if head_axis is not None:
+    p_BTS = jax.lax.pmean(p_BTS, head_axis)
   p_BTS = jax.lax.stop_gradient(jnp.where(valid_BTS, p_BTS, 0.0))
 
   dots = jnp.einsum('btji,bsi->btjs', q_index, k_index, precision='highest')

@@ -32,6 +32,7 @@ def indexer_kl(
   indices_BTK: Int[Array, 'B T K'] | None = None,
   key_start_BT: Int[Array, 'B T'] | None = None,
   key_end_BT: Int[Array, 'B T'] | None = None,
+  head_axis: str | tuple[str, ...] | None = None,
   config: attention_config.XlaConfig | None = None,
 ) -> tuple[Float[Array, ''], Float[Array, 'B T']]:
   """Loss and divergence of each row; see `api`."""
@@ -56,17 +57,21 @@ def indexer_kl(
   # A head without a normaliser has no mass: exp(score - inf) is 0.
   lse_BTH = jnp.where(lse_BTH == -jnp.inf, jnp.inf, lse_BTH)
   arrays = (q_index_BTJI, k_index_BSI, w_index_BTJ, q_BTHX, k_BSGX, lse_BTH)
-  return _loss(arrays, row_weight_BT, valid, float(scale), config)
+  return _loss(arrays, row_weight_BT, valid, float(scale), config, head_axis)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _loss(arrays, row_weight_BT, valid, scale, config):
-  kl_BT, _ = _sweep(arrays, row_weight_BT, valid, scale, config, False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _loss(arrays, row_weight_BT, valid, scale, config, head_axis):
+  kl_BT, _ = _sweep(
+    arrays, row_weight_BT, valid, scale, config, head_axis, False
+  )
   return jnp.sum(row_weight_BT * kl_BT), kl_BT
 
 
-def _loss_forward(arrays, row_weight_BT, valid, scale, config):
-  kl_BT, gradients = _sweep(arrays, row_weight_BT, valid, scale, config, True)
+def _loss_forward(arrays, row_weight_BT, valid, scale, config, head_axis):
+  kl_BT, gradients = _sweep(
+    arrays, row_weight_BT, valid, scale, config, head_axis, True
+  )
   gradients = tuple(
     checkpoint_name(g.astype(x.dtype), 'indexer_kl_grads')
     for g, x in zip(gradients, arrays[:3], strict=True)
@@ -74,8 +79,8 @@ def _loss_forward(arrays, row_weight_BT, valid, scale, config):
   return (jnp.sum(row_weight_BT * kl_BT), kl_BT), gradients
 
 
-def _loss_backward(scale, config, gradients, cotangents):
-  del scale, config
+def _loss_backward(scale, config, head_axis, gradients, cotangents):
+  del scale, config, head_axis
   d_loss = cotangents[0]
   gradients = tuple((d_loss * g).astype(g.dtype) for g in gradients)
   return (*gradients, None, None, None), None, None
@@ -84,7 +89,9 @@ def _loss_backward(scale, config, gradients, cotangents):
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _sweep(arrays, row_weight_BT, valid, scale, config, with_gradients):
+def _sweep(
+  arrays, row_weight_BT, valid, scale, config, head_axis, with_gradients
+):
   sweep = xla_gather.sweep if config.form == 'gather' else xla_blocked.sweep
   q_index_BTJI, k_index_BSI, w_index_BTJ, q_BTHX, k_BSGX, lse_BTH = arrays
   return sweep(
@@ -98,5 +105,6 @@ def _sweep(arrays, row_weight_BT, valid, scale, config, with_gradients):
     valid,
     scale=scale,
     config=config,
+    head_axis=head_axis,
     with_gradients=with_gradients,
   )

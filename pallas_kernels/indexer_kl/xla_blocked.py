@@ -32,6 +32,7 @@ def sweep(
   *,
   scale: float,
   config: config_lib.XlaConfig,
+  head_axis: str | tuple[str, ...] | None,
   with_gradients: bool,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Divergence of each row, and float32 gradients of the weighted sum.
@@ -47,6 +48,7 @@ def sweep(
     valid: (start_BT, end_BT) or (indices_BTK,).
     scale: factor of the main attention's scores.
     config: block sizes.
+    head_axis: see `api`; every member visits the same blocks.
     with_gradients: False skips the gradients, and returns () for them.
   """
   num_queries, num_heads = q_BTHX.shape[1:3]
@@ -119,7 +121,10 @@ def sweep(
       main_BGrPM = scale * _product('bgrpx,bgmx->bgrpm', q_BGrPX, k_BGMX)
       p_BGrPM = jnp.exp(main_BGrPM - lse_BGrP1)
       mass_BPM = sum_heads(sum_heads(p_BGrPM, axis=2), axis=1)
-      p_BPM = jnp.where(valid_BPM, mass_BPM / num_heads, 0.0)
+      mass_BPM /= num_heads
+      if head_axis is not None:
+        mass_BPM = lax.pmean(mass_BPM, head_axis)
+      p_BPM = jnp.where(valid_BPM, mass_BPM, 0.0)
       log_q_BPM = scores_BPM - log_total_BP[..., None]
       log_p_BPM = jnp.log(jnp.where(p_BPM > 0, p_BPM, 1.0))
       kl_BP += jnp.sum(

@@ -28,6 +28,7 @@ def sweep(
   *,
   scale: float,
   config: config_lib.XlaConfig,
+  head_axis: str | tuple[str, ...] | None,
   with_gradients: bool,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Divergence of each row, and float32 gradients of the weighted sum.
@@ -50,7 +51,10 @@ def sweep(
     main_BPGrK = scale * _product('bpgrx,bpkgx->bpgrk', q_BPGrX, k_BPKGX)
     p_BPGrK = jnp.exp(main_BPGrK - lse_BPGr[..., None])
     mass_BPK = sum_heads(sum_heads(p_BPGrK, axis=3), axis=2)
-    p_BPK = jnp.where(valid_BPK, mass_BPK / num_heads, 0.0)
+    mass_BPK /= num_heads
+    if head_axis is not None:
+      mass_BPK = lax.pmean(mass_BPK, head_axis)
+    p_BPK = jnp.where(valid_BPK, mass_BPK, 0.0)
 
     k_BPKI = selection.gather_rows(k_index_BSI, indices_BPK)
     dots_BPJK = _product('bpji,bpki->bpjk', q_BPJI, k_BPKI)

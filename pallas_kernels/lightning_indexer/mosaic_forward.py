@@ -91,7 +91,7 @@ def scores(
     scratch['out_smem'] = plgpu.SMEM(
       (shape.groups + 1, ptx.KEYS), shape.out_dtype
     )
-  inputs = {
+  inputs: dict[str, Any] = {
     'q': q_BRI,
     'k': k_BSI,
     'w': w_BR,
@@ -100,7 +100,6 @@ def scores(
     'blocks': blocks,
   }
   if shape.fp8:
-    # pyrefly: ignore[bad-assignment]
     inputs['k_scale'] = k_scale_BS
   keys = shape.num_keys
   queries = shape.num_queries

@@ -96,22 +96,17 @@ def gradients(
           q_smem.at[slot].transpose((1, 0)),
           (common.HALF, common.TILE),
         )
-        g2 = None
-        for j, (lo, hi) in enumerate(ranges):
-          g1 = plgpu.load(
-            g_smem.at[slot, j, pl.ds(group * common.HALF, common.HALF)],
-            layout=plgpu.Layout.WGMMA.reduce(1),
-          )
-          g1 = jnp.where((keys >= lo) & (keys < hi), g1, 0.0)
-          g1 = lax.broadcast_in_dim(g1, d.shape, [0])
-          g2 = (
-            g1 if g2 is None else jnp.where(common.iota(1) >= j * heads, g1, g2)
-          )
+        g2 = common.spread(
+          lambda j: g_smem.at[slot, j, pl.ds(group * common.HALF, common.HALF)],
+          ranges,
+          keys,
+          heads=heads,
+          axis=1,
+        )
         weights = plgpu.load(
           w_smem.at[slot], layout=plgpu.Layout.WGMMA.reduce(0)
         )
         weights = lax.broadcast_in_dim(weights, d.shape, [1])
-        # pyrefly: ignore[unsupported-operation]
         p = jnp.where(d > 0, g2 * weights, 0.0)
         dk = common.accumulate(
           dk, p.astype(jnp.bfloat16), q_smem.at[slot], target
@@ -135,13 +130,7 @@ def gradients(
           k_ready,
         )
 
-      def load(i: Any, _: Any) -> Any:
-        slot = lax.rem(i, common.STAGES)
-
-        @pl.when(i >= common.STAGES)
-        def _() -> None:
-          plgpu.barrier_wait(free.at[slot])
-
+      def load(i: Any, slot: Any) -> None:
         rows = pl.ds((first + i) * common.TILE, common.TILE)
         barrier = ready.at[slot]
         plgpu.copy_gmem_to_smem(q.at[b, rows], q_smem.at[slot], barrier)
@@ -157,19 +146,14 @@ def gradients(
             g_smem.at[slot, j],
             barrier,
           )
-        return ()
 
-      lax.fori_loop(0, count, load, ())
-      common.drain(free, count)
+      common.load_tiles(count, free, load)
 
-  dk_parts = mosaic.kernel(
+  dk_parts = common.kernel(
     body,
     target=target,
+    blocks=batch * key_blocks * parts,
     out_type=jax.ShapeDtypeStruct((parts, *k_BSI.shape), jnp.float32),
-    grid=(batch * key_blocks * parts,),
-    grid_names=('block',),
-    num_threads=common.GROUPS + 1,
-    thread_name='warpgroup',
     scratch_types=[
       plgpu.SMEM(
         (common.GROUPS, common.HALF, dim), jnp.bfloat16, transforms=transforms

@@ -106,7 +106,7 @@ def emit(
     result_type = types[0]
   else:
     result_type = llvm.StructType.get_literal(types)
-  result = llvm.inline_asm(
+  result: Any = llvm.inline_asm(
     result_type,
     list(operands),
     text,
@@ -117,7 +117,6 @@ def emit(
     return []
   if len(types) == 1:
     return [result]
-  # pyrefly: ignore[bad-argument-type]
   return [llvm.extractvalue(x, result, [i]) for i, x in enumerate(types)]
 
 

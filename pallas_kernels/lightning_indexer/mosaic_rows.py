@@ -86,18 +86,13 @@ def gradients(
         keys = (first + i) * common.TILE + plgpu.broadcasted_iota(
           jnp.int32, (common.TILE,), 0, layout=plgpu.Layout.WGMMA.reduce(0)
         )
-        g2 = None
-        for j, (lo, hi) in enumerate(ranges):
-          g1 = plgpu.load(
-            g_smem.at[slot, group * mine + j],
-            layout=plgpu.Layout.WGMMA.reduce(0),
-          )
-          g1 = jnp.where((keys >= lo) & (keys < hi), g1, 0.0)
-          g1 = lax.broadcast_in_dim(g1, d.shape, [1])
-          g2 = (
-            g1 if g2 is None else jnp.where(common.iota(0) >= j * heads, g1, g2)
-          )
-        # pyrefly: ignore[bad-argument-type]
+        g2 = common.spread(
+          lambda j: g_smem.at[slot, group * mine + j],
+          ranges,
+          keys,
+          heads=heads,
+          axis=0,
+        )
         p = jnp.where(d > 0, g2, 0.0)
         dw += jnp.sum(p * d, axis=1)
         dq = common.accumulate(
@@ -135,13 +130,7 @@ def gradients(
           q_ready,
         )
 
-      def load(i: Any, _: Any) -> Any:
-        slot = lax.rem(i, common.STAGES)
-
-        @pl.when(i >= common.STAGES)
-        def _() -> None:
-          plgpu.barrier_wait(free.at[slot])
-
+      def load(i: Any, slot: Any) -> None:
         keys = pl.ds((first + i) * common.TILE, common.TILE)
         plgpu.copy_gmem_to_smem(k.at[b, keys], k_smem.at[slot], ready.at[slot])
         for j in range(queries):
@@ -150,22 +139,17 @@ def gradients(
             g_smem.at[slot, j],
             ready.at[slot],
           )
-        return ()
 
-      lax.fori_loop(0, count, load, ())
-      common.drain(free, count)
+      common.load_tiles(count, free, load)
 
-  return mosaic.kernel(
+  return common.kernel(
     body,
     target=target,
+    blocks=batch * row_blocks,
     out_type=(
       jax.ShapeDtypeStruct(q_BRI.shape, jnp.bfloat16),
       jax.ShapeDtypeStruct(w_BR.shape, jnp.float32),
     ),
-    grid=(batch * row_blocks,),
-    grid_names=('block',),
-    num_threads=common.GROUPS + 1,
-    thread_name='warpgroup',
     scratch_types=[
       plgpu.SMEM(
         (common.GROUPS, common.HALF, dim), jnp.bfloat16, transforms=transforms

@@ -5,6 +5,7 @@ kind stream past; both have attention's two products, the left operand of the
 second one in registers.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -84,15 +85,60 @@ def accumulate(total: Any, a: Any, b: Any, target: mosaic.Target) -> Any:
   return pl.run_state(compute)(plgpu.ACC.init(total))
 
 
-def drain(free: Any, count: Any) -> None:
-  """Waits for every phase, or what follows would race."""
+def spread(
+  source: Callable[[int], Any],
+  ranges: Sequence[tuple[Any, Any]],
+  keys: Any,
+  *,
+  heads: int,
+  axis: int,
+) -> Any:
+  """Gradients of a tile's scores for its products, 0 outside the ranges.
+
+  Args:
+    source: of a query's number in the tile: where its scores' gradients are.
+    ranges: for each query (first valid key, one past the last).
+    keys: number of each key, laid out as a vector along the other axis.
+    heads: J; the rows of query j are `heads` j and the ones after it.
+    axis: of the tile's rows.
+  """
   from jax.experimental.pallas import mosaic_gpu as plgpu
 
-  def wait(i: Any, _: Any) -> Any:
+  def one(j: int) -> Any:
+    lo, hi = ranges[j]
+    g = plgpu.load(source(j), layout=plgpu.Layout.WGMMA.reduce(axis))
+    g = jnp.where((keys >= lo) & (keys < hi), g, 0.0)
+    return lax.broadcast_in_dim(g, (HALF, TILE), [1 - axis])
+
+  tile = one(0)
+  for j in range(1, len(ranges)):
+    later = one(j)
+    tile = jnp.where(iota(axis) >= j * heads, later, tile)
+  return tile
+
+
+def load_tiles(count: Any, free: Any, load: Callable[[Any, Any], None]) -> None:
+  """The loading warpgroup: calls load(i, slot) as slots get free."""
+  from jax.experimental.pallas import mosaic_gpu as plgpu
+
+  def step(i: Any, _: Any) -> Any:
+    slot = lax.rem(i, STAGES)
+
+    @pl.when(i >= STAGES)
+    def _() -> None:
+      plgpu.barrier_wait(free.at[slot])
+
+    load(i, slot)
+    return ()
+
+  lax.fori_loop(0, count, step, ())
+
+  # Every phase is waited for, or what follows would race.
+  def drain(i: Any, _: Any) -> Any:
     plgpu.barrier_wait(free.at[lax.rem(i, STAGES)])
     return ()
 
-  lax.fori_loop(jnp.maximum(count - STAGES, 0), count, wait, ())
+  lax.fori_loop(jnp.maximum(count - STAGES, 0), count, drain, ())
 
 
 def more_registers(target: mosaic.Target) -> None:
@@ -107,3 +153,18 @@ def fewer_registers(target: mosaic.Target) -> None:
 
   if not target.interprets:
     plgpu.set_max_registers(_LOAD_REGISTERS, action='decrease')
+
+
+def kernel(
+  body: Callable[..., None], *, target: mosaic.Target, blocks: int, **types: Any
+) -> Callable[..., Any]:
+  """`mosaic.kernel` of the warpgroups above."""
+  return mosaic.kernel(
+    body,
+    target=target,
+    grid=(blocks,),
+    grid_names=('block',),
+    num_threads=GROUPS + 1,
+    thread_name='warpgroup',
+    **types,
+  )

@@ -3,12 +3,10 @@
 Letters: B batch, T query tokens, t a chunk of them, S key tokens, J indexer
 heads, I index head dim.
 
-`score_chunk` is the forward kernel alone, for callers that walk over chunks of
-queries so that [T, S] is never held (`indexed_topk`, the indexer's losses).
+`score_chunk` and `chunk_gradients` (see `mosaic_chunks`) are the kernels alone.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
 from pallas_kernels import mosaic, windows
-from pallas_kernels.lightning_indexer import config, quantization
-
-HEADS = (16, 32, 64)
-DIMS = (64, 128)
+from pallas_kernels.lightning_indexer import quantization
+from pallas_kernels.lightning_indexer.mosaic_chunks import (
+  check_supported,
+  chunk_gradients,
+  score_chunk,
+)
 
 
 @functools.partial(jax.jit, static_argnames=('quantized',))
@@ -101,35 +101,16 @@ def _scores_bwd(
   g_BTS: Array,
 ) -> tuple[Array, Array, Array, np.ndarray, np.ndarray]:
   q_BTJI, k_BSI, w_BTJ, start_BT, end_BT = residuals
-  dtype, w_dtype = q_BTJI.dtype, w_BTJ.dtype
-  if quantized:
-    # float8 values are exact in bfloat16, so that no product changes its sign.
-    q_BTJI, q_scale_BTJ = quantization.rounded(q_BTJI)
-    k_BSI, k_scale_BS = quantization.rounded(k_BSI)
-    w_BTJ = w_BTJ.astype(jnp.float32) * q_scale_BTJ
-    g_BTS = g_BTS * k_scale_BS[:, None]
-  dq_BTJI, dk_BSI, dw_BTJ = chunk_gradients(
-    q_BTJI.astype(dtype),
-    k_BSI.astype(dtype),
-    w_BTJ,
-    g_BTS,
-    start_BT,
-    end_BT,
-    target=target,
+  gradients = _quantized_gradients if quantized else chunk_gradients
+  dq_BTJI, dk_BSI, dw_BTJ = gradients(
+    q_BTJI, k_BSI, w_BTJ, g_BTS, start_BT, end_BT, target=target
   )
-  if quantized:
-    # With a scale once too often each, or once too little.
-    # pyrefly: ignore[unbound-name]
-    dq_BTJI = dq_BTJI.astype(jnp.float32) / q_scale_BTJ[..., None]
-    # pyrefly: ignore[unbound-name]
-    dk_BSI /= k_scale_BS[..., None]
-    dw_BTJ *= q_scale_BTJ
   # Integer arguments have tangents of dtype float0.
   none = np.zeros(start_BT.shape, jax.dtypes.float0)
   return (
-    dq_BTJI.astype(dtype),
-    dk_BSI.astype(dtype),
-    dw_BTJ.astype(w_dtype),
+    dq_BTJI.astype(q_BTJI.dtype),
+    dk_BSI.astype(k_BSI.dtype),
+    dw_BTJ.astype(w_BTJ.dtype),
     none,
     none,
   )
@@ -138,175 +119,33 @@ def _scores_bwd(
 differentiable_scores.defvjp(_scores_fwd, _scores_bwd)
 
 
-def score_chunk(
-  q_BtJI: Float[Array, 'B t J I'],
-  k_BSI: Float[Array, 'B S I'],
-  w_BtJ: Float[Array, 'B t J'],
-  key_start_Bt: Int32[Array, 'B t'],
-  key_end_Bt: Int32[Array, 'B t'],
+def _quantized_gradients(
+  q_BtJI: Array,
+  k_BSI: Array,
+  w_BtJ: Array,
+  g_BtS: Array,
+  key_start_Bt: Array,
+  key_end_Bt: Array,
   *,
-  k_scale_BS: Float32[Array, 'B S'] | None = None,
-  out_dtype: Any = jnp.float32,
-  target: mosaic.Target = mosaic.Target.DEVICE,
-) -> Float[Array, 'B t S']:
-  """Index scores of some queries; not differentiable.
-
-  Args:
-    q_BtJI: bfloat16, or float8_e4m3fn values whose scales are in w.
-    k_BSI: likewise.
-    w_BtJ: float32 or bfloat16; for fp8, times the scale of q's vectors.
-    key_start_Bt: first valid key of each query; any int32, clipped to 0 .. S.
-    key_end_Bt: one past the last.
-    k_scale_BS: scale of each key: fp8 only, and required there.
-    out_dtype: float32 or bfloat16.
-    target: where the kernel is to run.
-
-  Returns:
-    Scores in `out_dtype`, -inf outside the ranges, never -0.0. Every element
-    is written. Tiles of 64 keys that no query of a block of 512 / J sees cost
-    a write and no arithmetic.
-
-  Raises:
-    NotImplementedError: shape, dtype or device isn't supported.
-  """
-  check_supported(q_BtJI, k_BSI, out_dtype=out_dtype)
-  mosaic.require(target)
-  from pallas_kernels.lightning_indexer import mosaic_forward
-  from pallas_kernels.lightning_indexer import mosaic_plan as plan
-
-  batch, num_queries, heads, dim = q_BtJI.shape
-  num_keys = k_BSI.shape[1]
-  fp8 = q_BtJI.dtype == jnp.float8_e4m3fn
-  if fp8 != (k_scale_BS is not None):
-    raise ValueError(
-      f'k_scale_BS is {"missing" if fp8 else "given"}; expected it with '
-      f'float8_e4m3fn queries only, and q_BtJI has dtype {q_BtJI.dtype}'
-    )
-  sizes = config.mosaic_config(
-    num_queries=num_queries,
-    heads=heads,
-    row_bytes=dim * q_BtJI.dtype.itemsize,
-  )
-  shape = plan.Shape(
-    batch=batch,
-    num_queries=num_queries,
-    num_keys=num_keys,
-    heads=heads,
-    dim=dim,
-    fp8=fp8,
-    out_dtype=out_dtype,
-    groups=sizes.groups,
-    slabs=sizes.slabs,
-    stages=sizes.stages,
-    unroll=sizes.unroll,
-  )
-  # The kernel copies whole blocks of queries and whole tiles of keys.
-  missing_queries = -num_queries % shape.query_block
-  missing_keys = shape.key_tiles * plan.ptx.KEYS - num_keys
-  q_BtJI = _pad(q_BtJI, missing_queries)
-  w_BtJ = _pad(w_BtJ.astype(jnp.float32), missing_queries)
-  if fp8 and target.interprets:  # on the device a scale is read by itself
-    # pyrefly: ignore[bad-argument-type]
-    k_scale_BS = _pad(k_scale_BS, missing_keys)
-  return mosaic_forward.scores(
-    q_BtJI.reshape(batch, -1, dim),
-    _pad(k_BSI, missing_keys),
-    w_BtJ.reshape(batch, -1),
-    k_scale_BS,
-    jnp.clip(key_start_Bt, 0, num_keys),
-    jnp.clip(key_end_Bt, 0, num_keys),
-    shape=shape,
-    target=target,
-  )
-
-
-def check_supported(q: Array, k: Array, *, out_dtype: Any) -> None:
-  """Raises NotImplementedError for shapes and dtypes without a kernel."""
-  heads, dim = q.shape[2:]
-  if heads not in HEADS or dim not in DIMS:
-    raise NotImplementedError(
-      f'{heads} heads of {dim}; the kernel supports {HEADS} heads of {DIMS}'
-    )
-  if q.dtype != k.dtype or q.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn):
-    raise NotImplementedError(
-      f'queries of dtype {q.dtype} and keys of dtype {k.dtype}; the kernel '
-      'supports bfloat16 and float8_e4m3fn'
-    )
-  if out_dtype not in (jnp.float32, jnp.bfloat16):
-    raise NotImplementedError(
-      f'scores of dtype {out_dtype}; the kernel supports float32 and bfloat16'
-    )
-  if 0 in (*q.shape, *k.shape):
-    raise NotImplementedError(
-      f'queries of shape {q.shape} and keys of shape {k.shape}; the kernel '
-      'supports no empty arrays'
-    )
-
-
-def _pad(x: Array, missing: int) -> Array:
-  """Zeros at the end of axis 1."""
-  if not missing:
-    return x
-  return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-
-
-def chunk_gradients(
-  q_BtJI: Float[Array, 'B t J I'],
-  k_BSI: Float[Array, 'B S I'],
-  w_BtJ: Float[Array, 'B t J'],
-  g_BtS: Float[Array, 'B t S'],
-  key_start_Bt: Int32[Array, 'B t'],
-  key_end_Bt: Int32[Array, 'B t'],
-  *,
-  target: mosaic.Target = mosaic.Target.DEVICE,
+  target: mosaic.Target,
 ) -> tuple[Array, Array, Array]:
-  """Gradients of some queries' scores, for callers that walk over chunks.
-
-  Args:
-    q_BtJI: bfloat16.
-    k_BSI: bfloat16.
-    w_BtJ: float32 or bfloat16.
-    g_BtS: gradient of the scores; ignored outside the ranges, NaN included.
-    key_start_Bt: first valid key of each query.
-    key_end_Bt: one past the last.
-    target: where the kernels are to run.
-
-  Returns:
-    dq [B, t, J, I] bfloat16, dk [B, S, I] float32 (to be added over chunks),
-    dw [B, t, J] float32.
-
-  Raises:
-    NotImplementedError: shape, dtype or device isn't supported.
-  """
-  check_supported(q_BtJI, k_BSI, out_dtype=jnp.float32)
-  if q_BtJI.dtype != jnp.bfloat16:
-    raise NotImplementedError(
-      f'gradients of queries of dtype {q_BtJI.dtype}; the kernels support '
-      'bfloat16'
-    )
-  mosaic.require(target)
-  from pallas_kernels.lightning_indexer import mosaic_backward
-
-  batch, num_queries, heads, dim = q_BtJI.shape
-  num_keys = k_BSI.shape[1]
-  tile = mosaic_backward.TILE
-  missing_queries = -num_queries % (tile // heads)
-  missing_keys = -num_keys % tile
-  g_BtS = g_BtS.astype(jnp.float32)
-  if missing_keys:
-    g_BtS = jnp.pad(g_BtS, ((0, 0), (0, 0), (0, missing_keys)))
-  dq_BRI, dk_BSI, dw_BR = mosaic_backward.gradients(
-    _pad(q_BtJI, missing_queries).reshape(batch, -1, dim),
-    _pad(k_BSI, missing_keys),
-    _pad(w_BtJ.astype(jnp.float32), missing_queries).reshape(batch, -1),
-    g_BtS,
-    jnp.clip(key_start_Bt, 0, num_keys),
-    jnp.clip(key_end_Bt, 0, num_keys),
-    heads=heads,
+  """`chunk_gradients` at the rounded values, all of them float32."""
+  dtype = q_BtJI.dtype
+  # float8 values are exact in bfloat16, so that no product changes its sign.
+  q_BtJI, q_scale_BtJ = quantization.rounded(q_BtJI)
+  k_BSI, k_scale_BS = quantization.rounded(k_BSI)
+  dq_BtJI, dk_BSI, dw_BtJ = chunk_gradients(
+    q_BtJI.astype(dtype),
+    k_BSI.astype(dtype),
+    w_BtJ.astype(jnp.float32) * q_scale_BtJ,
+    g_BtS * k_scale_BS[:, None],
+    key_start_Bt,
+    key_end_Bt,
     target=target,
   )
+  # With a scale once too often each, or once too little.
   return (
-    dq_BRI.reshape(batch, -1, heads, dim)[:, :num_queries],
-    dk_BSI[:, :num_keys],
-    dw_BR.reshape(batch, -1, heads)[:, :num_queries],
+    dq_BtJI.astype(jnp.float32) / q_scale_BtJ[..., None],
+    dk_BSI / k_scale_BS[..., None],
+    dw_BtJ * q_scale_BtJ,
   )

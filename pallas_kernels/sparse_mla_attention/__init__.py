@@ -6,3 +6,12 @@ from pallas_kernels.sparse_mla_attention.api import (
 from pallas_kernels.sparse_mla_attention.api import (
   sparse_mla_attention as sparse_mla_attention,
 )
+from pallas_kernels.sparse_mla_attention.api import (
+  sparse_mla_attention_fp8_cache as sparse_mla_attention_fp8_cache,
+)
+from pallas_kernels.sparse_mla_attention.fp8_cache import (
+  pack_fp8_cache as pack_fp8_cache,
+)
+from pallas_kernels.sparse_mla_attention.fp8_cache import (
+  unpack_fp8_cache as unpack_fp8_cache,
+)

@@ -1,7 +1,7 @@
-"""Public signature of sparse MLA attention.
+"""Public signatures of sparse MLA attention.
 
 Letters: B batch, T queries, S keys, H heads, C latent width, X = C + rope
-width, K selected keys.
+width, K selected keys, Z bytes of a row of the 8-bit cache.
 """
 
 import dataclasses
@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
 
 from pallas_kernels import dispatch
 from pallas_kernels.sparse_mla_attention import (
+  fp8_cache,
   pallas_mosaic_gpu,
   reference,
   xla,
@@ -22,6 +24,11 @@ IMPLEMENTATIONS = {
   'mosaic_gpu': pallas_mosaic_gpu.sparse_mla_attention,
   'xla': xla.sparse_mla_attention,
   'reference': reference.sparse_mla_attention,
+}
+FP8_CACHE_IMPLEMENTATIONS = {
+  'mosaic_gpu': pallas_mosaic_gpu.sparse_mla_attention_fp8_cache,
+  'xla': xla.sparse_mla_attention_fp8_cache,
+  'reference': reference.sparse_mla_attention_fp8_cache,
 }
 
 
@@ -87,17 +94,8 @@ def sparse_mla_attention(
     ... ).out_BTHC.shape
     (1, 2, 4, 4)
   """
-  if q_BTHX.ndim != 4 or kv_BSX.ndim != 3 or indices_BTK.ndim != 3:
-    raise ValueError(
-      f'q_BTHX.shape={q_BTHX.shape}, kv_BSX.shape={kv_BSX.shape}, '
-      f'indices_BTK.shape={indices_BTK.shape} must have 4, 3 and 3 dimensions'
-    )
-  if q_BTHX.shape[:2] != indices_BTK.shape[:2]:
-    raise ValueError(
-      f'q_BTHX.shape={q_BTHX.shape} and indices_BTK.shape='
-      f'{indices_BTK.shape} must share B and T'
-    )
-  if (q_BTHX.shape[0], q_BTHX.shape[3]) != (kv_BSX.shape[0], kv_BSX.shape[2]):
+  _require_shapes(q_BTHX, 'kv_BSX', kv_BSX, indices_BTK)
+  if q_BTHX.shape[3] != kv_BSX.shape[2]:
     raise ValueError(
       f'q_BTHX.shape={q_BTHX.shape} and kv_BSX.shape={kv_BSX.shape} must '
       'share B and X'
@@ -111,11 +109,6 @@ def sparse_mla_attention(
     raise ValueError(
       f'latent_dim={latent_dim} must be between 1 and X={kv_BSX.shape[2]}'
     )
-  if not q_BTHX.size or not kv_BSX.size or not indices_BTK.size:
-    raise ValueError(
-      f'q_BTHX.shape={q_BTHX.shape}, kv_BSX.shape={kv_BSX.shape}, '
-      f'indices_BTK.shape={indices_BTK.shape} must not be empty'
-    )
   out_BTHC, lse_BTH = dispatch.call(
     'sparse_mla_attention',
     IMPLEMENTATIONS,
@@ -127,3 +120,90 @@ def sparse_mla_attention(
     scale=scale,
   )
   return SparseAttentionOutput(out_BTHC, lse_BTH)
+
+
+def sparse_mla_attention_fp8_cache(
+  q_BTHX: Float[Array, 'B T H X'],
+  cache_BSZ: UInt8[Array, 'B S Z'],
+  indices_BTK: Int[Array, 'B T K'],
+  *,
+  scale: int | float,
+  implementation: str | Sequence[str] | None = None,
+) -> SparseAttentionOutput:
+  """`sparse_mla_attention` over a cache of 656-byte rows, for decoding.
+
+  What `sparse_mla_attention` gives over `unpack_fp8_cache(cache_BSZ)` with a
+  latent width of 512, but only the selected rows are read, as bytes. Without
+  gradients.
+
+  Args:
+    q_BTHX: float32 or bfloat16 absorbed queries, X = 576.
+    cache_BSZ: uint8 rows of `pack_fp8_cache`, Z = 656; `fp8_cache` says what
+      is in them. What is in rows that aren't selected has no influence.
+    indices_BTK: as in `sparse_mla_attention`.
+    scale: factor of the scores, a Python number.
+    implementation: see `pallas_kernels.dispatch`.
+
+  Returns:
+    `SparseAttentionOutput`, C = 512.
+
+  Raises:
+    ValueError: ranks, sizes or types that do not fit.
+    NotImplementedError: it is differentiated.
+
+  Example:
+    >>> q, cache = (
+    ...   jnp.ones((1, 1, 4, 576)),
+    ...   pack_fp8_cache(jnp.ones((1, 2, 576))),
+    ... )
+    >>> keys = jnp.array([[[0, -1]]])
+    >>> sparse_mla_attention_fp8_cache(q, cache, keys, scale=0.5).out_BTHC.shape
+    (1, 1, 4, 512)
+  """
+  _require_shapes(q_BTHX, 'cache_BSZ', cache_BSZ, indices_BTK)
+  fp8_cache.require_cache(cache_BSZ)
+  if q_BTHX.shape[3] != fp8_cache.WIDTH:
+    raise ValueError(
+      f'q_BTHX.shape={q_BTHX.shape} must have X={fp8_cache.WIDTH}, the width '
+      'of an unpacked row'
+    )
+  if q_BTHX.dtype not in (jnp.float32, jnp.bfloat16):
+    raise ValueError(f'q_BTHX.dtype={q_BTHX.dtype} must be float32 or bfloat16')
+  out_BTHC, lse_BTH = dispatch.call(
+    'sparse_mla_attention_fp8_cache',
+    FP8_CACHE_IMPLEMENTATIONS,
+    implementation,
+    _without_gradient(q_BTHX),
+    cache_BSZ,
+    indices_BTK,
+    scale=scale,
+  )
+  return SparseAttentionOutput(out_BTHC, lse_BTH)
+
+
+@jax.custom_jvp
+def _without_gradient(q_BTHX):
+  return q_BTHX
+
+
+@_without_gradient.defjvp
+def _(primals, tangents):
+  raise NotImplementedError(
+    'sparse_mla_attention_fp8_cache has no gradients; use sparse_mla_attention '
+    'over unpack_fp8_cache(cache_BSZ)'
+  )
+
+
+def _require_shapes(q_BTHX, name, rows_BSX, indices_BTK):
+  shapes = (
+    f'q_BTHX.shape={q_BTHX.shape}, {name}.shape={rows_BSX.shape}, '
+    f'indices_BTK.shape={indices_BTK.shape}'
+  )
+  if (q_BTHX.ndim, rows_BSX.ndim, indices_BTK.ndim) != (4, 3, 3):
+    raise ValueError(f'{shapes} must have 4, 3 and 3 dimensions')
+  if q_BTHX.shape[:2] != indices_BTK.shape[:2]:
+    raise ValueError(f'{shapes}: queries and indices must share B and T')
+  if q_BTHX.shape[0] != rows_BSX.shape[0]:
+    raise ValueError(f'{shapes}: queries and rows must share B')
+  if not q_BTHX.size or not rows_BSX.size or not indices_BTK.size:
+    raise ValueError(f'{shapes} must not be empty')

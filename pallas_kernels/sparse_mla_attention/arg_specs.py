@@ -5,7 +5,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ArgSpec:
-  """Sizes of one call: B, T, S, H, C, R (so X = C + R) and K."""
+  """Sizes of one call: B, T, S, H, C, R (so X = C + R) and K.
+
+  Attributes:
+    sees_all_keys: queries come after all keys, as in decoding; otherwise they
+      are the last of the keys' positions and selections are causal.
+  """
 
   batch: int
   num_queries: int
@@ -15,6 +20,7 @@ class ArgSpec:
   rope_dim: int
   topk: int
   dtype: str = 'float32'
+  sees_all_keys: bool = False
 
   @property
   def scale(self) -> float:
@@ -84,6 +90,21 @@ def _cpu(batch: int, length: int, topk: int) -> ArgSpec:
   )
 
 
+def _v32(num_keys: int, *, batch: int = 1, num_queries: int = 4096) -> ArgSpec:
+  # Selections as the rivals' own benchmarks make them: k keys of all.
+  return ArgSpec(
+    batch=batch,
+    num_queries=num_queries,
+    num_keys=num_keys,
+    num_heads=128,
+    latent_dim=512,
+    rope_dim=64,
+    topk=2048,
+    dtype='bfloat16',
+    sees_all_keys=True,
+  )
+
+
 BENCHMARK_SPECS = {
   't0_256': _cpu(2, 256, 64),
   't0_1k': _cpu(1, 1024, 256),
@@ -100,4 +121,9 @@ BENCHMARK_SPECS = {
     topk=1024,
     dtype='bfloat16',
   ),
+  'v32_4k': _v32(4096),
+  'v32_32k': _v32(32768),
+  'v32_128k': _v32(131072),
+  # A query each of 128 sequences, which share 16 caches.
+  'v32_decode_32k': _v32(32768, batch=16, num_queries=8),
 }

@@ -1,4 +1,4 @@
-"""Forward kernel of sparse MLA attention for Hopper GPUs.
+"""Forward kernel of sparse MLA attention for Hopper GPUs; decode too.
 
 A block of threads takes one query and 64 of its heads at a time. A warpgroup
 gathers the selected rows, 64 keys at a time, into two tiles in turn. Two
@@ -8,10 +8,12 @@ makes the scores and the softmax of every other tile:
   for its own tile:      scores, maximum, p; publishes p; out += p @ its half
   for the other's tile:  waits for p;                     out += p @ its half
 
-so that one is at the softmax while the other keeps the tensor cores busy. The
-running maximum is handed back and forth with p. Half a tile (the columns of
-one warpgroup's output) is given back for the next rows as soon as its owner
-is done with it.
+so that one is at the softmax while the other keeps the tensor cores busy; the
+second starts its scores before it waits for the first's p, and makes its
+softmax while its product with that p is under way. The running maximum is
+handed back and forth with p. A part of a tile (the columns of a warpgroup's
+output, or the rotary keys, where p takes their place) is given back for the
+next rows as soon as its last reader is done with it.
 
 Letters: N rows (batch and queries), H heads (padded to 64s), C latent width,
 X = C + rope width, W = X padded to 64s, K selected keys (padded to 128s), S
@@ -27,6 +29,7 @@ from jax import lax
 
 from pallas_kernels import mosaic
 from pallas_kernels.sparse_mla_attention import (
+  mosaic_fp8,
   mosaic_gather,
   mosaic_products,
 )
@@ -35,6 +38,7 @@ HEADS = 64
 CHUNK = mosaic_gather.CHUNK
 KEYS = mosaic_gather.ROWS
 REGISTERS = (232, 40)  # Of a thread that computes, and of one that gathers.
+REGISTERS_FP8 = (200, 104)
 _LOG2_E = math.log2(math.e)
 _LOWEST = -1e30  # Below any score in units of log 2, and finite.
 
@@ -55,7 +59,7 @@ def forward(
 
   Args:
     q_NHW: queries.
-    kv_SX: keys.
+    kv_SX: keys, or the uint8 rows of `fp8_cache`.
     indices_NK: int32, -1 is none.
     rows_per_batch: queries that share a batch's keys.
     keys_per_batch: S of one batch.
@@ -75,11 +79,13 @@ def forward(
   parts = num_heads // HEADS
   num_tasks = num_rows * parts
   num_programs = min(mosaic.num_multiprocessors(target), num_tasks)
-  # Columns of each part of a tile: one warpgroup's output, and the rest.
-  columns = ((0, half), (half, tile_width))
+  # Columns of each part of a tile: the warpgroups' outputs, and the rest.
+  columns = ((0, half), (half, latent_dim), (latent_dim, tile_width))
   row_layout = plgpu.Layout.WGMMA.reduce(1)
   key_layout = plgpu.Layout.WGMMA.reduce(0)
   factor = scale * _LOG2_E
+  quantised = kv_SX.dtype == jnp.uint8
+  registers = REGISTERS_FP8 if quantised else REGISTERS
 
   def body(
     q_ref,
@@ -91,7 +97,6 @@ def forward(
     right_smem,
     rope_smem,
     kv_smem,
-    p_smem,
     rows_smem,
     landed_scratch,
     q_barrier,
@@ -102,7 +107,7 @@ def forward(
     # Small allocations take a kilobyte each, so these are one.
     highest_smem, shrink_smem = rows_smem.at[0], rows_smem.at[1]
     landed = mosaic_gather.Landed(landed_scratch, target)
-    landed.initialize(4)
+    landed.initialize(6)
     # The queries; the first two take the output in the end.
     q_smem = (left_smem, right_smem, rope_smem)
     q_columns = (
@@ -116,56 +121,116 @@ def forward(
 
     def compute(me: int) -> None:
       other = 1 - me
-      plgpu.set_max_registers(REGISTERS[0], action='increase')
+      plgpu.set_max_registers(registers[0], action='increase')
       mine = q_columns[me]
 
-      def accumulate(out, p, slot):
-        out = mosaic_products.add_products(
-          out, [(p, kv_smem.at[slot, :, mine])], target
-        )
-        plgpu.barrier_arrive(free.at[2 * slot + me])
-        return out
+      def p_ref(slot):
+        # The rotary keys of a tile are for its scores only, so p lies there.
+        return kv_smem.at[slot, :, q_columns[2]]
 
-      def others_block(out, total):
-        plgpu.barrier_wait(p_ready.at[other])
-        highest = plgpu.load(highest_smem, layout=row_layout)
-        shrink = plgpu.load(shrink_smem, layout=row_layout)
-        out *= lax.broadcast_in_dim(shrink, out.shape, [0])
-        return accumulate(out, p_smem, other), highest, total * shrink
+      def values(slot):
+        return kv_smem.at[slot, :, mine]
 
-      def own_block(row, block, parity, out, highest, total):
+      def scaled(x, rows):
+        return x * lax.broadcast_in_dim(rows, x.shape, [0])
+
+      def start_scores(scores_ref, parity):
+        zero = mosaic_products.opaque(0, target)
+        for number, (q_part, part) in enumerate(
+          zip(q_smem, q_columns, strict=True)
+        ):
+          landed.wait(3 * me + number, parity)
+          plgpu.wgmma(
+            scores_ref,
+            q_part.at[zero],
+            kv_smem.at[me + zero, :, part].transpose((1, 0)),
+          )
+
+      def bias_of(row, block):
         indices = plgpu.load(
           indices_ref.at[pl.ds((row * num_blocks + block) * KEYS, KEYS)],
           layout=key_layout,
           optimized=False,
         )
-        bias = jnp.where(indices >= 0, 0.0, -jnp.inf)
+        return jnp.where(indices >= 0, 0.0, -jnp.inf)
 
-        def scores(scores_ref):
-          landed.wait(2 * me, parity)
-          landed.wait(2 * me + 1, parity)
-          zero = mosaic_products.opaque(0, target)
-          for q_part, part in zip(q_smem, q_columns, strict=True):
-            kv_part = kv_smem.at[me + zero, :, part]
-            plgpu.wgmma(scores_ref, q_part.at[zero], kv_part.transpose((1, 0)))
-          return scores_ref[...]
-
-        s = pl.run_scoped(scores, plgpu.ACC((HEADS, KEYS), jnp.float32))
+      def publish(s, bias, highest, total):
         s = s * factor + lax.broadcast_in_dim(bias, s.shape, [1])
         new = jnp.maximum(highest, jnp.max(s, axis=1))
         shrink = jnp.exp2(highest - new)
         p = jnp.exp2(s - lax.broadcast_in_dim(new, s.shape, [0]))
         p16 = p.astype(jnp.bfloat16)
-        p_smem[...] = p16
+        p_ref(me)[...] = p16
         highest_smem[...] = new
         shrink_smem[...] = shrink
         plgpu.commit_smem()
         plgpu.barrier_arrive(p_ready.at[me])
-        total = total * shrink + jnp.sum(p, axis=1)
-        out *= lax.broadcast_in_dim(shrink, out.shape, [0])
+        return p16, new, shrink, total * shrink + jnp.sum(p, axis=1)
+
+      def take_over(out, total):
+        plgpu.barrier_wait(p_ready.at[other])
+        highest = plgpu.load(highest_smem, layout=row_layout)
+        shrink = plgpu.load(shrink_smem, layout=row_layout)
+        return scaled(out, shrink), highest, total * shrink
+
+      def give_back(slot):
+        plgpu.barrier_arrive(free.at[3 * slot + me])
+        if slot != me:
+          plgpu.barrier_arrive(free.at[3 * slot + 2])
+
+      def add_own(out, p16, shrink):
         # The interpreter's wgmma takes no factor from registers.
-        factor_p = p_smem if target.interprets else p16
-        return accumulate(out, factor_p, me), new, total
+        p = p_ref(me) if target.interprets else p16
+        out = mosaic_products.add_products(
+          scaled(out, shrink), [(p, values(me))], target
+        )
+        give_back(me)
+        return out
+
+      def own_block(row, block, parity, out, highest, total):
+        bias = bias_of(row, block)
+
+        def scores(scores_ref):
+          start_scores(scores_ref, parity)
+          return scores_ref[...]
+
+        s = pl.run_scoped(scores, plgpu.ACC((HEADS, KEYS), jnp.float32))
+        p16, highest, shrink, total = publish(s, bias, highest, total)
+        return add_own(out, p16, shrink), highest, total
+
+      def others_block(out, total):
+        out, highest, total = take_over(out, total)
+        out = mosaic_products.add_products(
+          out, [(p_ref(other), values(other))], target
+        )
+        give_back(other)
+        return out, highest, total
+
+      def others_block_under_own(row, block, parity, out, total):
+        bias = bias_of(row, block)
+
+        def scoped(scores_ref):
+          start_scores(scores_ref, parity)
+          scaled_out, highest, scaled_total = take_over(out, total)
+
+          def softmax():
+            s = plgpu.wgmma_accumulator_load(scores_ref, wait_n=1)
+            return publish(s, bias, highest, scaled_total)
+
+          row = ((HEADS,), jnp.float32)
+          return mosaic_products.add_products(
+            scaled_out,
+            [(p_ref(other), values(other))],
+            target,
+            meanwhile=softmax,
+            results=(((HEADS, KEYS), jnp.bfloat16), row, row, row),
+          )
+
+        out, (p16, highest, shrink, total) = pl.run_scoped(
+          scoped, plgpu.ACC((HEADS, KEYS), jnp.float32)
+        )
+        give_back(other)
+        return add_own(out, p16, shrink), highest, total
 
       def task(i, _):
         task = program + i * num_programs
@@ -189,18 +254,23 @@ def forward(
         def parity(pair):
           return lax.rem(i * (num_blocks // 2) + pair, 2)
 
-        def pair(j, carry):
+        # The first warpgroup is half a turn ahead of the second.
+        def first(j, carry):
           out, highest, total = carry
           out, highest, total = others_block(out, total)
-          return own_block(row, 2 * j + me, parity(j), out, highest, total)
+          return own_block(row, 2 * j, parity(j), out, highest, total)
+
+        def second(j, carry):
+          out, _, total = carry
+          return others_block_under_own(row, 2 * j + 1, parity(j), out, total)
 
         carry = (out, highest, total)
         if me == 0:
           carry = own_block(row, 0, parity(0), *carry)
-          carry = lax.fori_loop(1, num_blocks // 2, pair, carry)
+          carry = lax.fori_loop(1, num_blocks // 2, first, carry)
           carry = others_block(carry[0], carry[2])
         else:
-          carry = lax.fori_loop(0, num_blocks // 2, pair, carry)
+          carry = lax.fori_loop(0, num_blocks // 2, second, carry)
         out, highest, total = carry
         rows_smem[2 + me] = total
         plgpu.barrier_arrive(totals_ready)
@@ -228,7 +298,7 @@ def forward(
 
     @pl.when(thread == 2)
     def _produce():
-      plgpu.set_max_registers(REGISTERS[1], action='decrease')
+      plgpu.set_max_registers(registers[1], action='decrease')
       last = num_local * num_blocks - 1
 
       def load_indices(step):
@@ -246,25 +316,28 @@ def forward(
       def gather(step, indices):
         following = load_indices(step + 1)
         slot = lax.rem(step, 2)
-        for part in range(2):
+        for part in range(3):
+          loaded = None
+          if quantised:
+            loaded = mosaic_fp8.load(kv_ref, indices, part=part, target=target)
 
           @pl.when(step >= 2)
           def _wait(part=part):
-            plgpu.barrier_wait(free.at[2 * slot + part])
+            plgpu.barrier_wait(free.at[3 * slot + part])
 
-          mosaic_gather.gather(
-            kv_ref,
-            indices,
-            kv_smem,
-            landed,
-            slot=slot,
-            barrier=2 * slot + part,
-            columns=columns[part],
-          )
+          where = {'slot': slot, 'barrier': 3 * slot + part}
+          if loaded is None:
+            mosaic_gather.gather(
+              kv_ref, indices, kv_smem, landed, columns=columns[part], **where
+            )
+          else:
+            mosaic_fp8.store(
+              kv_ref, loaded, kv_smem, landed, part=part, **where
+            )
         return following
 
       lax.fori_loop(0, last + 1, gather, load_indices(0))
-      for i in range(4):
+      for i in range(6):
         plgpu.barrier_wait(free.at[i])
 
   call = mosaic.kernel(
@@ -296,11 +369,10 @@ def scratch(
     mosaic_gather.tile((1, HEADS, latent_dim // 2)),
     mosaic_gather.tile((1, HEADS, tile_width - latent_dim)),
     mosaic_gather.tile((2, KEYS, tile_width)),
-    mosaic_gather.tile((HEADS, KEYS)),
     plgpu.SMEM((4, HEADS), jnp.float32),
-    mosaic_gather.Landed.scratch(4, target),
+    mosaic_gather.Landed.scratch(6, target),
     plgpu.Barrier(num_arrivals=3),
-    plgpu.Barrier(num_barriers=4),
+    plgpu.Barrier(num_barriers=6),
     plgpu.Barrier(num_barriers=2),
     plgpu.Barrier(num_arrivals=2),
   ]

@@ -1,11 +1,10 @@
-"""Rows of an 8-bit cache, turned into bfloat16 on their way to shared memory.
+"""Rows of the 8-bit cache, turned into bfloat16 on their way to shared memory.
 
-A row is 656 bytes: 512 latents in float8 (e4m3), the float32 scales of their
-blocks of 128, and 64 rotary keys in bfloat16, which aren't quantised. Eight
-threads take a row, 16 bytes at a time; loads are apart from the conversion, so
-that the loads of the next rows are on their way while the tile is still in use.
+`fp8_cache` says what is in a row. Eight threads take one, 16 bytes at a time;
+loads are apart from the conversion, so that the loads of the next rows are on
+their way while the tile is still in use.
 
-Letters: B batch, S keys, C = 512 latents, R = 64 rotary keys, Z = 656 bytes.
+Letters: S keys, Z = 656 bytes.
 """
 
 import functools
@@ -16,51 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import mosaic
-from pallas_kernels.sparse_mla_attention import mosaic_gather
-
-LATENT_DIM = 512
-ROPE_DIM = 64
-BLOCK = 128  # Latents that share a scale.
-ROW_BYTES = 656
-_SCALES = LATENT_DIM  # Where the scales start.
-_ROPE = _SCALES + 4 * LATENT_DIM // BLOCK
-_LARGEST = 448.0  # Of e4m3; beyond it a cast gives NaN.
-_SMALLEST_MAXIMUM = 1e-4
-
-
-def pack(kv_BSX: jax.Array) -> jax.Array:
-  """Quantises rows [latents ; rotary keys] to bytes [B, S, Z]."""
-  latent_BSC = kv_BSX[..., :LATENT_DIM].astype(jnp.float32)
-  blocks = latent_BSC.reshape(*latent_BSC.shape[:2], -1, BLOCK)
-  highest = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True)
-  scales = jnp.maximum(highest, _SMALLEST_MAXIMUM) / _LARGEST
-  values = jnp.clip(blocks / scales, -_LARGEST, _LARGEST)
-  parts = (
-    values.astype(jnp.float8_e4m3fn).reshape(latent_BSC.shape),
-    scales[..., 0],
-    kv_BSX[..., LATENT_DIM:].astype(jnp.bfloat16),
-  )
-  as_bytes = [lax.bitcast_convert_type(x, jnp.uint8) for x in parts]
-  rows = kv_BSX.shape[:2]
-  return jnp.concatenate([x.reshape(*rows, -1) for x in as_bytes], axis=-1)
-
-
-def unpack(cache_BSZ: jax.Array) -> jax.Array:
-  """The float32 rows [latents ; rotary keys] that bytes stand for."""
-  rows = cache_BSZ.shape[:2]
-  values = lax.bitcast_convert_type(
-    cache_BSZ[..., :_SCALES], jnp.float8_e4m3fn
-  ).astype(jnp.float32)
-  scales = lax.bitcast_convert_type(
-    cache_BSZ[..., _SCALES:_ROPE].reshape(*rows, -1, 4), jnp.float32
-  )
-  rope = lax.bitcast_convert_type(
-    cache_BSZ[..., _ROPE:].reshape(*rows, ROPE_DIM, 2), jnp.bfloat16
-  )
-  latents = values.reshape(*rows, -1, BLOCK) * scales[..., None]
-  return jnp.concatenate(
-    [latents.reshape(*rows, LATENT_DIM), rope.astype(jnp.float32)], axis=-1
-  )
+from pallas_kernels.sparse_mla_attention import fp8_cache, mosaic_gather
 
 
 def _words(part: int) -> int:
@@ -129,15 +84,17 @@ def load(
       index = vector.extract(register, [], [0])
       valid = arith.cmpi(arith.CmpIPredicate.sge, index, mosaic.i32(0))
       row = arith.extsi(int64, arith.select(valid, index, mosaic.i32(0)))
-      row = arith.addi(base, arith.muli(row, mosaic.i64(ROW_BYTES)))
+      row = arith.addi(base, arith.muli(row, mosaic.i64(fp8_cache.ROW_BYTES)))
       mine = arith.addi(row, skip)
       if part == 2:
-        words(arith.addi(mine, mosaic.i64(_ROPE)), 4, valid)
+        words(arith.addi(mine, mosaic.i64(fp8_cache.ROPE_START)), 4, valid)
         continue
       for block in (2 * part, 2 * part + 1):
-        there = arith.addi(mine, mosaic.i64(block * BLOCK))
+        there = arith.addi(mine, mosaic.i64(block * fp8_cache.BLOCK))
         words(there, 4, valid)
-      words(arith.addi(row, mosaic.i64(_SCALES + 8 * part)), 2, valid)
+      words(
+        arith.addi(row, mosaic.i64(fp8_cache.SCALES_START + 8 * part)), 2, valid
+      )
     return mgpu.FragmentedArray(
       _registers=np.array(registers, dtype=object),
       _layout=_layout(part).to_mgpu(),
@@ -223,13 +180,13 @@ def store(
       skip = i * 16 * tile_width * 2
       row = words[i * _words(part) : (i + 1) * _words(part)]
       if part == 2:
-        to = skip + LATENT_DIM // mosaic_gather.CHUNK * 8 * 128
+        to = skip + fp8_cache.LATENT_DIM // mosaic_gather.CHUNK * 8 * 128
         mosaic.asm(
           f'st.shared.v4.b32 [$0+{to}], {{$1, $2, $3, $4}};', rope, *row
         )
         continue
       for j in range(2):
-        column = (2 * part + j) * BLOCK
+        column = (2 * part + j) * fp8_cache.BLOCK
         scale = arith.bitcast(ir.F32Type.get(), row[8 + j])
         for k in range(2):
           _store_latents(
@@ -266,15 +223,17 @@ def _store_latents(address: Any, offset: int, words: Any, scale: Any) -> None:
 
 
 def _plain_store(cache_ref, indices, tiles_ref, slot, part):
-  half = LATENT_DIM // 2
+  half = fp8_cache.LATENT_DIM // 2
   first = part * half
-  last = first + (half if part < 2 else ROPE_DIM)
+  last = first + (half if part < 2 else fp8_cache.ROPE_DIM)
   span = functools.partial(mosaic_gather.pl_ds, size=last - first)
 
   def copy(r, _):
     index = lax.dynamic_index_in_dim(indices, r, keepdims=False)
-    row = cache_ref[jnp.maximum(index, 0), mosaic_gather.pl_ds(0, ROW_BYTES)]
-    row = unpack(row[None, None])[0, 0, first:last]
+    row = cache_ref[
+      jnp.maximum(index, 0), mosaic_gather.pl_ds(0, fp8_cache.ROW_BYTES)
+    ]
+    row = fp8_cache.unpack_rows(row)[first:last]
     row = jnp.where(index < 0, 0.0, row).astype(tiles_ref.dtype)
     tiles_ref[slot, r, span(first)] = row
     return ()

@@ -349,6 +349,21 @@ def _plain_gather(rows_ref, indices, tiles_ref, slot, columns):
   lax.fori_loop(0, ROWS, copy, ())
 
 
+def fence(target: mosaic.Target) -> None:
+  """Orders a thread's accesses to memory with those of bulk copies."""
+  from jax.experimental.pallas import mosaic_gpu as plgpu
+
+  if target.interprets:
+    return
+
+  @plgpu.inline_mgpu()
+  def order(ctx):
+    del ctx
+    mosaic.asm('fence.proxy.async;')
+
+  order()
+
+
 def pl_ds(start: Any, size: int) -> Any:
   """`pl.ds`, Pallas imported where it is used."""
   from jax.experimental import pallas as pl

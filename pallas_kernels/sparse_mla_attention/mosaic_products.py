@@ -44,8 +44,8 @@ def add_products(
       products(total_ref)
       return total_ref[...]
 
-    # pyrefly: ignore[bad-argument-type]
-    accumulator = plgpu.ACC(total.shape, jnp.float32)
+    num_rows, num_columns = total.shape
+    accumulator = plgpu.ACC((num_rows, num_columns), jnp.float32)
     result = None if meanwhile is None else meanwhile()
     total += pl.run_scoped(scoped, accumulator)
     return total if meanwhile is None else (total, result)
@@ -86,14 +86,13 @@ def opaque(value: int, target: mosaic.Target) -> Any:
     from jaxlib.mlir.dialects import llvm
 
     del ctx
-    hidden = llvm.inline_asm(
+    hidden: Any = llvm.inline_asm(
       ir.IntegerType.get_signless(32),
       [],
       f'mov.u32 $0, {value};',
       '=r',
       has_side_effects=True,
     )
-    # pyrefly: ignore[bad-argument-type]
     return mgpu.FragmentedArray.splat(hidden, (), is_signed=True)
 
   return hide()

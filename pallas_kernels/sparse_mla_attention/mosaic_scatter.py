@@ -34,18 +34,18 @@ def add_rows(
   rows: jax.Array,
   *,
   column: int,
-  full_lines: bool,
   target: mosaic.Target,
 ) -> None:
   """Adds 64 rows to those named; a negative name is none.
+
+  Threads of neighbouring rows exchange values first, so that eight of them
+  write a line of 128 bytes, and ask the L2 to keep it.
 
   Args:
     sums_ref: float32 [S, W] in global memory, in its own column order.
     indices: int32 [64], in the layout of wgmma's rows.
     rows: float32 [64, M] in wgmma's layout, M a multiple of 16.
     column: the first of the M columns.
-    full_lines: threads of neighbouring rows exchange values first, so that
-      eight of them write a line of 128 bytes, and ask the L2 to keep it.
     target: what the kernel is built for.
   """
   from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -89,10 +89,7 @@ def add_rows(
       arith.andi(thread, mosaic.i32(4)),
       mosaic.i32(0),
     )
-    if full_lines:
-      start = arith.addi(
-        start, arith.select(odd, mosaic.i64(64), mosaic.i64(0))
-      )
+    start = arith.addi(start, arith.select(odd, mosaic.i64(64), mosaic.i64(0)))
     values = rows.registers.reshape(2 * num_groups, 2)
 
     def address_of(index):
@@ -100,17 +97,14 @@ def add_rows(
       return arith.addi(start, skip)
 
     def emit(address, offset, floats, index):
-      hint, operands = '', [address, *floats, index]
-      if full_lines:
-        hint = ', $6'
-        operands.append(mosaic.i64(_EVICT_LAST))
-      name = 'red.relaxed.gpu.global.add' + (
-        '.L2::cache_hint' if full_lines else ''
-      )
       mosaic.asm(
         '{ .reg .pred p; setp.ge.s32 p, $5, 0; '
-        f'@p {name}.v4.f32 [$0+{offset}], {{$1, $2, $3, $4}}{hint}; }}',
-        *operands,
+        '@p red.relaxed.gpu.global.add.L2::cache_hint.v4.f32 '
+        f'[$0+{offset}], {{$1, $2, $3, $4}}, $6; }}',
+        address,
+        *floats,
+        index,
+        mosaic.i64(_EVICT_LAST),
       )
 
     def swap(x):
@@ -126,11 +120,6 @@ def add_rows(
         ]
         for group in range(num_groups)
       ]
-      if not full_lines:
-        address = address_of(index)
-        for group, floats in enumerate(groups):
-          emit(address, 4 * (column + group * _GROUP), floats, index)
-        continue
       others = swap(index)
       even_index = arith.select(odd, others, index)
       odd_index = arith.select(odd, index, others)

@@ -1,8 +1,7 @@
 """Sparse MLA attention on Hopper GPUs: forward, backward and decode.
 
-The kernels are in `mosaic_forward`, `mosaic_forward_overlapped` and
-`mosaic_backward`; here are the shapes they take, the padding that other shapes
-need, and the custom VJP.
+The kernels are in `mosaic_forward` and `mosaic_backward`; here are the shapes
+they take, the padding that other shapes need, and the custom VJP.
 
 Unlike `xla`, the gradient of kv is summed by atomic additions, in an order
 that differs from run to run, and so do its last bits.
@@ -20,11 +19,12 @@ from jaxtyping import Array, Float, Int, UInt8
 from pallas_kernels import mosaic
 from pallas_kernels.sparse_mla_attention import config as config_lib
 from pallas_kernels.sparse_mla_attention import (
+  fp8_cache,
   mosaic_backward,
+  mosaic_backward_plan,
   mosaic_forward,
-  mosaic_forward_overlapped,
-  mosaic_fp8,
   selection,
+  varying,
 )
 
 
@@ -52,12 +52,16 @@ def sparse_mla_attention(
   if config is None:
     config = _config(q_BTHX, indices_BTK, target)
   out_BTHC, lse_BTH = _attention(
-    q_BTHX, kv_BSX, indices_BTK, latent_dim, float(scale), config, target
+    *varying.together(q_BTHX, kv_BSX, indices_BTK),
+    latent_dim,
+    float(scale),
+    config,
+    target,
   )
   return out_BTHC, lax.stop_gradient(lse_BTH)
 
 
-def attend_to_fp8_cache(
+def sparse_mla_attention_fp8_cache(
   q_BTHX: Float[Array, 'B T H X'],
   cache_BSZ: UInt8[Array, 'B S Z'],
   indices_BTK: Int[Array, 'B T K'],
@@ -66,42 +70,21 @@ def attend_to_fp8_cache(
   config: config_lib.MosaicConfig | None = None,
   target: mosaic.Target = mosaic.Target.DEVICE,
 ) -> tuple[Float[Array, 'B T H C'], Float[Array, 'B T H']]:
-  """`sparse_mla_attention` over the rows that `mosaic_fp8.pack` makes.
+  """Output and normaliser; see `api`.
 
-  For decoding: no gradients. The rows are turned into bfloat16 on their way
-  to the tensor cores.
-
-  Args:
-    q_BTHX: bfloat16 absorbed queries, X = 576.
-    cache_BSZ: rows of 656 bytes.
-    indices_BTK: int32 keys of each query; -1 is no key.
-    scale: factor of the scores.
-    config: how the work is shared out.
-    target: what the kernel is built for.
+  The rows are turned into bfloat16 on their way to the tensor cores.
 
   Raises:
     NotImplementedError: not on a Hopper GPU, or shapes and types that the
       kernel doesn't take.
   """
   mosaic.require(target)
-  width = mosaic_fp8.LATENT_DIM + mosaic_fp8.ROPE_DIM
-  if (q_BTHX.shape[3], cache_BSZ.shape[2]) != (width, mosaic_fp8.ROW_BYTES):
-    raise NotImplementedError(
-      f'q_BTHX.shape={q_BTHX.shape}, cache_BSZ.shape={cache_BSZ.shape}: the '
-      f'8-bit cache has rows of {mosaic_fp8.ROW_BYTES} bytes for queries of '
-      f'width {width}'
-    )
-  _require_supported(q_BTHX, cache_BSZ, indices_BTK, mosaic_fp8.LATENT_DIM)
+  latent_dim = fp8_cache.LATENT_DIM
+  _require_supported(q_BTHX, cache_BSZ, indices_BTK, latent_dim)
   if config is None:
     config = _config(q_BTHX, indices_BTK, target)
   return _forward(
-    q_BTHX,
-    cache_BSZ,
-    indices_BTK,
-    mosaic_fp8.LATENT_DIM,
-    float(scale),
-    config,
-    target,
+    q_BTHX, cache_BSZ, indices_BTK, latent_dim, float(scale), config, target
   )
 
 
@@ -145,10 +128,7 @@ def _forward(q_BTHX, kv_BSX, indices_BTK, latent_dim, scale, config, target):
   # Both warpgroups of the kernel have the same number of tiles.
   granule = 2 * mosaic_forward.KEYS * config.splits
   indices_NK = selection.pad_axis(indices_NK, 1, granule, -1)
-  # Only the overlapped kernel reads the 8-bit cache.
-  overlapped = config.overlapped or kv_BSX.dtype == jnp.uint8
-  kernel = mosaic_forward_overlapped if overlapped else mosaic_forward
-  out, lse = kernel.forward(
+  out, lse = mosaic_forward.forward(
     q_NPW,
     kv_BSX.reshape(-1, kv_BSX.shape[2]),
     indices_NK,
@@ -159,6 +139,7 @@ def _forward(q_BTHX, kv_BSX, indices_BTK, latent_dim, scale, config, target):
     splits=config.splits,
     target=target,
   )
+  out, lse = varying.along(varying.axes(q_BTHX, kv_BSX, indices_BTK), out, lse)
   if config.splits > 1:
     out, lse = _combine(out, lse, config.splits)
   out_BTHC = out[:, :num_heads].reshape(*q_BTHX.shape[:3], latent_dim)
@@ -194,24 +175,26 @@ def _attention_backward(
   # exp(score - lse) of an empty row: 0 with any finite stand-in.
   lse_BTH = jnp.where(lse_BTH == -jnp.inf, 0.0, lse_BTH)
 
-  def rows(x, axis):
+  heads = mosaic_backward_plan.padded_heads(num_heads)
+
+  def rows(x):
     x = x.reshape(batch * num_queries, *x.shape[2:])
-    return selection.pad_axis(x, axis, mosaic_forward.HEADS)
+    return selection.pad_axis(x, 1, heads)
 
   indices_NK = indices_BTK.reshape(batch * num_queries, -1)
   d_q, d_kv = mosaic_backward.backward(
-    _pad_queries(q_BTHX),
-    rows(d_out_BTHC.astype(q_BTHX.dtype), 1),
+    selection.pad_axis(rows(q_BTHX), 2, mosaic_forward.CHUNK),
+    rows(d_out_BTHC.astype(q_BTHX.dtype)),
     kv_BSX.reshape(-1, width),
     selection.pad_axis(indices_NK, 1, mosaic_backward.KEYS, -1),
-    rows(lse_BTH, 1),
-    rows(delta_BTH, 1),
+    rows(lse_BTH),
+    rows(delta_BTH),
     rows_per_batch=num_queries,
     keys_per_batch=kv_BSX.shape[1],
     scale=scale,
-    full_lines=config.full_lines,
     target=target,
   )
+  d_q, d_kv = varying.along(varying.axes(q_BTHX), d_q, d_kv)
   d_q_BTHX = d_q[:, :num_heads, :width].reshape(q_BTHX.shape)
   d_kv_BSX = d_kv[:, :width].reshape(kv_BSX.shape)
   return d_q_BTHX, d_kv_BSX.astype(kv_BSX.dtype), None

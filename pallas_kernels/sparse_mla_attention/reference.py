@@ -1,12 +1,12 @@
 """The definition of sparse MLA attention: whole score tensor, float32.
 
 Letters: B batch, T queries, S keys, H heads, C latent width, X = C + rope
-width, K selected keys.
+width, K selected keys, Z bytes of a row.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 
 def sparse_mla_attention(
@@ -34,3 +34,26 @@ def sparse_mla_attention(
   lse_BHT = jax.nn.logsumexp(jax.lax.stop_gradient(scores_BHTS), axis=-1)
   lse_BHT = jnp.where(row_B1T1[..., 0], lse_BHT, -jnp.inf)
   return out_BTHC.astype(q_BTHX.dtype), jnp.swapaxes(lse_BHT, 1, 2)
+
+
+def sparse_mla_attention_fp8_cache(
+  q_BTHX: Float[Array, 'B T H X'],
+  cache_BSZ: UInt8[Array, 'B S Z'],
+  indices_BTK: Int[Array, 'B T K'],
+  *,
+  scale: int | float,
+) -> tuple[Float[Array, 'B T H C'], Float[Array, 'B T H']]:
+  """The same over rows of 512 e4m3, 4 float32 and 64 bfloat16; see `api`."""
+
+  def view(start, stop, dtype):
+    x = cache_BSZ[..., start:stop]
+    x = x.reshape(*x.shape[:2], -1, jnp.dtype(dtype).itemsize)
+    x = x[..., 0] if x.shape[-1] == 1 else x
+    return jax.lax.bitcast_convert_type(x, dtype).astype(jnp.float32)
+
+  latents_BSC = view(0, 512, jnp.float8_e4m3fn)
+  latents_BSC *= jnp.repeat(view(512, 528, jnp.float32), 128, axis=-1)
+  kv_BSX = jnp.concatenate([latents_BSC, view(528, 656, jnp.bfloat16)], axis=-1)
+  return sparse_mla_attention(
+    q_BTHX, kv_BSX, indices_BTK, latent_dim=512, scale=scale
+  )

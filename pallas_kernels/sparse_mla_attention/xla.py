@@ -15,10 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from pallas_kernels.sparse_mla_attention import config as config_lib
-from pallas_kernels.sparse_mla_attention import selection, xla_mask
+from pallas_kernels.sparse_mla_attention import (
+  fp8_cache,
+  selection,
+  varying,
+  xla_mask,
+)
 
 
 def sparse_mla_attention(
@@ -45,9 +50,58 @@ def sparse_mla_attention(
       topk=indices_BTK.shape[2],
     )
   out_BTHC, lse_BTH = _attention(
-    q_BTHX, kv_BSX, indices_BTK, latent_dim, float(scale), config
+    *varying.together(q_BTHX, kv_BSX, indices_BTK),
+    latent_dim,
+    float(scale),
+    config,
   )
   return out_BTHC, lax.stop_gradient(lse_BTH)
+
+
+def sparse_mla_attention_fp8_cache(
+  q_BTHX: Float[Array, 'B T H X'],
+  cache_BSZ: UInt8[Array, 'B S Z'],
+  indices_BTK: Int[Array, 'B T K'],
+  *,
+  scale: int | float,
+  config: config_lib.XlaConfig | None = None,
+) -> tuple[Float[Array, 'B T H C'], Float[Array, 'B T H']]:
+  """Output and normaliser; see `api`. Unpacks the rows that it gathers.
+
+  Raises:
+    ValueError: `config` asks for another form than 'gather'.
+  """
+  if config is None:
+    config = config_lib.xla_config(
+      batch=q_BTHX.shape[0],
+      num_queries=q_BTHX.shape[1],
+      num_keys=cache_BSZ.shape[1],
+      num_heads=q_BTHX.shape[2],
+      width=fp8_cache.WIDTH,
+      topk=indices_BTK.shape[2],
+      form='gather',
+    )
+  if config.form != 'gather':
+    raise ValueError(
+      f"form={config.form!r}: the 8-bit cache is read in the form 'gather'"
+    )
+
+  def gather(cache_BSZ, indices_BPK):
+    rows_BPKZ = selection.gather_rows(cache_BSZ, indices_BPK)
+    # -1 gives some row, whose bytes may be anything, NaN too.
+    rows_BPKZ = jnp.where(indices_BPK[..., None] >= 0, rows_BPKZ, 0)
+    return fp8_cache.unpack_rows(rows_BPKZ).astype(q_BTHX.dtype)
+
+  out_BTHC, lse_BTH = _forward(
+    q_BTHX,
+    cache_BSZ,
+    indices_BTK,
+    latent_dim=fp8_cache.LATENT_DIM,
+    scale=float(scale),
+    config=config,
+    gather=gather,
+  )
+  return out_BTHC, lse_BTH
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -101,12 +155,21 @@ def _attention_backward(latent_dim, scale, config, residuals, cotangents):
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _forward(q_BTHX, kv_BSX, indices_BTK, *, latent_dim, scale, config):
+def _forward(
+  q_BTHX,
+  kv_BSX,
+  indices_BTK,
+  *,
+  latent_dim,
+  scale,
+  config,
+  gather=selection.gather_rows,
+):
   block = config.block_queries
 
   def step(inputs):
     q_BPHX, indices_BPK = inputs
-    rows_BPKX = selection.gather_rows(kv_BSX, indices_BPK)
+    rows_BPKX = gather(kv_BSX, indices_BPK)
     scores_BPHK = scale * _product('bphx,bpkx->bphk', q_BPHX, rows_BPKX)
     scores_BPHK = jnp.where(indices_BPK[:, :, None] >= 0, scores_BPHK, -jnp.inf)
     highest_BPH = jnp.max(scores_BPHK, axis=-1)
@@ -115,7 +178,7 @@ def _forward(q_BTHX, kv_BSX, indices_BTK, *, latent_dim, scale, config):
     total_BPH = jnp.sum(p_BPHK, axis=-1)
     out_BPHC = _product(
       'bphk,bpkc->bphc',
-      p_BPHK.astype(kv_BSX.dtype),
+      p_BPHK.astype(rows_BPKX.dtype),
       rows_BPKX[..., :latent_dim],
     )
     out_BPHC /= jnp.where(total_BPH == 0, 1.0, total_BPH)[..., None]
@@ -178,9 +241,12 @@ def _backward(
     )
     return d_kv_BSX, d_q_BPHX.astype(q_BTHX.dtype)
 
+  (zeros_BSX,) = varying.along(
+    varying.axes(kv_BSX), jnp.zeros(kv_BSX.shape, jnp.float32)
+  )
   d_kv_BSX, d_q = lax.scan(
     step,
-    jnp.zeros(kv_BSX.shape, jnp.float32),
+    zeros_BSX,
     (
       selection.split_queries(q_BTHX, block),
       selection.split_queries(indices_BTK, block, -1),

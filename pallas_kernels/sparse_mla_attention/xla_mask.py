@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.sparse_mla_attention import config as config_lib
-from pallas_kernels.sparse_mla_attention import selection
+from pallas_kernels.sparse_mla_attention import selection, varying
 
 
 def forward(
@@ -60,7 +60,8 @@ def forward(
       first,
       end,
       visit,
-      (
+      varying.along(
+        varying.axes(q_BTHX),
         jnp.zeros((*rows, latent_dim), jnp.float32),
         jnp.full(rows, -jnp.inf, jnp.float32),
         jnp.zeros(rows, jnp.float32),
@@ -107,6 +108,7 @@ def backward(
   batch, true_keys, width = kv_BSX.shape
   kv_BSX = selection.pad_axis(kv_BSX, 1, size)
   num_keys = kv_BSX.shape[1]
+  differing = varying.axes(q_BTHX)
 
   def step(carry, inputs):
     q_BPHX, indices_BPK, lse_BPH, delta_BPH, d_out_BPHC, first, end = inputs
@@ -139,16 +141,16 @@ def backward(
         selection.add_block(d_value_BCS, d_value_BCM, block, size, 2),
       )
 
-    d_q_BHPX, *carry = lax.fori_loop(
-      first, end, visit, (jnp.zeros(q_BHPX.shape, jnp.float32), *carry)
-    )
+    (zeros,) = varying.along(differing, jnp.zeros(q_BHPX.shape, jnp.float32))
+    d_q_BHPX, *carry = lax.fori_loop(first, end, visit, (zeros, *carry))
     return tuple(carry), jnp.swapaxes(d_q_BHPX, 1, 2).astype(q_BTHX.dtype)
 
   block = config.block_queries
   indices_NBPK = selection.split_queries(indices_BTK, block, -1)
   (d_key_BXS, d_value_BCS), d_q = lax.scan(
     step,
-    (
+    varying.along(
+      differing,
       jnp.zeros((batch, width, num_keys), jnp.float32),
       jnp.zeros((batch, latent_dim, num_keys), jnp.float32),
     ),

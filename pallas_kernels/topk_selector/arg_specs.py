@@ -7,10 +7,17 @@ from pallas_kernels.lightning_indexer import arg_specs as indexer_specs
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ArgSpec:
-  """An indexer shape and the number of tokens selected."""
+  """An indexer shape and the number of tokens selected.
+
+  Attributes:
+    indexer: its shape.
+    k: tokens selected.
+    sees_all_keys: every score is finite; otherwise they are causal.
+  """
 
   indexer: indexer_specs.ArgSpec
   k: int
+  sees_all_keys: bool = False
 
 
 TEST_SPECS = {
@@ -37,4 +44,19 @@ BENCHMARK_SPECS = {
     ('v32_prefill_32k', 2048),
     ('v32_decode_128k', 2048),
   )
+}
+
+
+def _rows(batch: int, queries: int, keys: int) -> ArgSpec:
+  indexer = indexer_specs.ArgSpec(
+    batch=batch, queries=queries, keys=keys, heads=64, dim=128
+  )
+  return ArgSpec(indexer=indexer, k=2048, sees_all_keys=True)
+
+
+# Rows without -inf, as the rivals' own benchmarks have them.
+BENCHMARK_SPECS |= {
+  'rows_4096_32k': _rows(1, 4096, 32768),
+  'rows_4096_128k': _rows(1, 4096, 131072),
+  'rows_128_128k': _rows(128, 1, 131072),
 }

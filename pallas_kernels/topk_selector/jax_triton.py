@@ -17,51 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from pallas_kernels.topk_selector import config, indexed
-from pallas_kernels.topk_selector.selection import Selection
-
-
-@functools.partial(jax.jit, static_argnames='k')
-def select_topk(scores_BTS: Float[Array, 'B T S'], *, k: int) -> Selection:
-  """See `pallas_kernels.select_topk`.
-
-  Raises:
-    NotImplementedError: there is no NVIDIA GPU, jax-triton isn't installed, or
-      k is too large.
-  """
-  scores_BTS = lax.stop_gradient(scores_BTS)
-  B, T, S = scores_BTS.shape
-  indices_RK = select_rows(scores_BTS.reshape(B * T, S), k=k)
-  return Selection(indices_BTK=indices_RK.reshape(B, T, k))
-
-
-@functools.partial(jax.jit, static_argnames='k')
-def indexed_topk(
-  q_index_BTJI: Float[Array, 'B T J I'],
-  k_index_BSI: Float[Array, 'B S I'],
-  w_index_BTJ: Float[Array, 'B T J'],
-  *,
-  k: int,
-  key_start_BT: Int32[Array, 'B T'] | None = None,
-  key_end_BT: Int32[Array, 'B T'] | None = None,
-) -> Selection:
-  """See `pallas_kernels.indexed_topk`.
-
-  Raises:
-    NotImplementedError: as `select_topk`.
-  """
-  return indexed.indexed_topk(
-    q_index_BTJI,
-    k_index_BSI,
-    w_index_BTJ,
-    k=k,
-    key_start_BT=key_start_BT,
-    key_end_BT=key_end_BT,
-    select_rows=select_rows,
-  )
+from pallas_kernels.topk_selector import by_rows, config
 
 
 def select_rows(
@@ -82,7 +40,8 @@ def select_rows(
     sizes: None for those of `config`.
 
   Raises:
-    NotImplementedError: see `select_topk`.
+    NotImplementedError: there is no NVIDIA GPU, jax-triton isn't installed, or
+      k is too large.
   """
   jax_triton = _import()
   R, S = scores_RS.shape
@@ -126,6 +85,13 @@ def select_rows(
     has_ranges=has_ranges,
   )
   return jnp.pad(indices_RK, ((0, 0), (0, k - wanted)), constant_values=-1)
+
+
+select_topk = functools.partial(by_rows.select_topk, select_rows=select_rows)
+"""See `pallas_kernels.select_topk`; raises as `select_rows`."""
+
+indexed_topk = functools.partial(by_rows.indexed_topk, select_rows=select_rows)
+"""See `pallas_kernels.indexed_topk`; raises as `select_rows`."""
 
 
 def _import() -> Any:

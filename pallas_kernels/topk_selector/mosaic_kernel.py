@@ -12,7 +12,7 @@ it again and again. At the end the k best of the list set their bits in a mask
 of the row, which gives their indices in ascending order. Atomics place the
 entries of the list in any order, but the set, and so the result, is the same.
 
-What threads do is in `selecting`; here is the order of the steps.
+What threads do is in `selecting` and `threshold`; here is the order of steps.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import mosaic
-from pallas_kernels.topk_selector import config, mosaic_steps, selecting
+from pallas_kernels.topk_selector import config, mosaic_steps, workspace
 
 
 def kernel(
@@ -187,9 +187,9 @@ def kernel(
       plgpu.SMEM((stages, tile), dtype),
       plgpu.SMEM((sizes.capacity,), jnp.int32),
       plgpu.SMEM((sizes.capacity,), jnp.int32),
-      plgpu.SMEM((max(selecting.BINS, k),), jnp.int32),
+      plgpu.SMEM((max(workspace.BINS, k),), jnp.int32),
       plgpu.SMEM((mask_words,), jnp.int32),
-      plgpu.SMEM((selecting.STATE_WORDS,), jnp.int32),
+      plgpu.SMEM((workspace.STATE_WORDS,), jnp.int32),
       plgpu.Barrier(num_barriers=stages),
     ],
   )

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.topk_selector import config, selecting
+from pallas_kernels.topk_selector import config, selecting, threshold, workspace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def threads(
   dtype: Any,
   as_mask: bool,
 ) -> Steps:
-  """The steps of `selecting`, inlined."""
+  """The steps of `selecting` and `threshold`, inlined."""
   from jax.experimental.mosaic import gpu as mgpu
   from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -48,8 +48,8 @@ def threads(
   number = plgpu.ShapeDtypeStruct((), jnp.int32, layout=scalar)
   shared = (ref,) * 5
 
-  def workspace(scores, indices, histogram, mask, state):
-    return selecting.Workspace(
+  def space(scores, indices, histogram, mask, state):
+    return workspace.Workspace(
       threads=simt.Threads(128 * sizes.warpgroups),
       scores=simt.Memory.of(scores),
       indices=simt.Memory.of(indices),
@@ -70,7 +70,7 @@ def threads(
   @plgpu.inline_mgpu(arg_types=shared)
   def start(ctx, *shared):
     del ctx
-    selecting.start(workspace(*shared))
+    selecting.start(space(*shared))
 
   @plgpu.inline_mgpu(
     arg_types=(*shared, ref, *(scalar,) * 5),
@@ -80,7 +80,7 @@ def threads(
     del ctx
     *shared, tile, count, turn, first, start, end = args
     count = selecting.append(
-      workspace(*shared),
+      space(*shared),
       simt.Memory.of(tile),
       size=sizes.tile,
       bfloat16=dtype == jnp.bfloat16,
@@ -96,20 +96,20 @@ def threads(
   def prune(ctx, *args):
     del ctx
     *shared, count, turn = args
-    selecting.prune(workspace(*shared), word(count), word(turn))
+    selecting.prune(space(*shared), word(count), word(turn))
 
   @plgpu.inline_mgpu(arg_types=(*shared, scalar))
   def select(ctx, *args):
     del ctx
     *shared, count = args
-    selecting.select(workspace(*shared), word(count))
+    threshold.select(space(*shared), word(count))
 
   @plgpu.inline_mgpu(arg_types=(*shared, ref, scalar))
   def write(ctx, *args):
     del ctx
     *shared, out, count = args
     selecting.write(
-      workspace(*shared), simt.Memory.of(out), word(count), as_mask=as_mask
+      space(*shared), simt.Memory.of(out), word(count), as_mask=as_mask
     )
 
   # Loads that a barrier ordered before the copy's issue are done.

@@ -14,70 +14,16 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from pallas_kernels import mosaic
 from pallas_kernels.topk_selector import (
+  by_rows,
   config,
-  indexed,
   mosaic_kernel,
-  selecting,
+  workspace,
 )
-from pallas_kernels.topk_selector.selection import Selection
 
 # Bytes of a bulk copy, and of its addresses, are multiples of this.
 _COPY_BYTES = 16
 # Of shared memory, for the state, the barriers and gaps.
 _OTHER_BYTES = 4096
-
-
-@functools.partial(jax.jit, static_argnames='k')
-def select_topk(scores_BTS: Float[Array, 'B T S'], *, k: int) -> Selection:
-  """See `pallas_kernels.select_topk`.
-
-  Raises:
-    NotImplementedError: there is no Hopper GPU, or k is too large.
-  """
-  scores_BTS = lax.stop_gradient(scores_BTS)
-  B, T, S = scores_BTS.shape
-  indices_RK = select_rows(scores_BTS.reshape(B * T, S), k=k)
-  return Selection(indices_BTK=indices_RK.reshape(B, T, k))
-
-
-@functools.partial(jax.jit, static_argnames='k')
-def selection_mask(
-  scores_BTS: Float[Array, 'B T S'], *, k: int
-) -> Bool[Array, 'B T S']:
-  """See `pallas_kernels.selection_mask`.
-
-  Raises:
-    NotImplementedError: as `select_topk`.
-  """
-  scores_BTS = lax.stop_gradient(scores_BTS)
-  mask_RS = mask_rows(scores_BTS.reshape(-1, scores_BTS.shape[2]), k=k)
-  return mask_RS.reshape(scores_BTS.shape)
-
-
-@functools.partial(jax.jit, static_argnames='k')
-def indexed_topk(
-  q_index_BTJI: Float[Array, 'B T J I'],
-  k_index_BSI: Float[Array, 'B S I'],
-  w_index_BTJ: Float[Array, 'B T J'],
-  *,
-  k: int,
-  key_start_BT: Int32[Array, 'B T'] | None = None,
-  key_end_BT: Int32[Array, 'B T'] | None = None,
-) -> Selection:
-  """See `pallas_kernels.indexed_topk`.
-
-  Raises:
-    NotImplementedError: as `select_topk`.
-  """
-  return indexed.indexed_topk(
-    q_index_BTJI,
-    k_index_BSI,
-    w_index_BTJ,
-    k=k,
-    key_start_BT=key_start_BT,
-    key_end_BT=key_end_BT,
-    select_rows=select_rows,
-  )
 
 
 def select_rows(
@@ -105,6 +51,27 @@ def select_rows(
   return _run(
     scores_RS, start_R, end_R, k=k, target=target, sizes=sizes, as_mask=False
   )
+
+
+select_topk = functools.partial(by_rows.select_topk, select_rows=select_rows)
+"""See `pallas_kernels.select_topk`; raises as `select_rows`."""
+
+indexed_topk = functools.partial(by_rows.indexed_topk, select_rows=select_rows)
+"""See `pallas_kernels.indexed_topk`; raises as `select_rows`."""
+
+
+@functools.partial(jax.jit, static_argnames='k')
+def selection_mask(
+  scores_BTS: Float[Array, 'B T S'], *, k: int
+) -> Bool[Array, 'B T S']:
+  """See `pallas_kernels.selection_mask`.
+
+  Raises:
+    NotImplementedError: as `select_rows`.
+  """
+  scores_BTS = lax.stop_gradient(scores_BTS)
+  mask_RS = mask_rows(scores_BTS.reshape(-1, scores_BTS.shape[2]), k=k)
+  return mask_RS.reshape(scores_BTS.shape)
 
 
 def mask_rows(
@@ -158,7 +125,7 @@ def _run(
   needed = (
     sizes.stages * sizes.tile * itemsize
     + 8 * sizes.capacity
-    + 4 * (max(selecting.BINS, wanted) + num_words)
+    + 4 * (max(workspace.BINS, wanted) + num_words)
   )
   if needed + _OTHER_BYTES > mosaic.SHARED_MEMORY_BYTES:
     raise NotImplementedError(

@@ -213,8 +213,8 @@ class Threads:
     branch = scf.IfOp(last, [_integer(32)], has_else=True)
     with ir.InsertionPoint(branch.then_block):
       scf.yield_([memory.atomic('add', index, value).value])
-    # pyrefly: ignore[no-matching-overload]
-    with ir.InsertionPoint(branch.else_block):
+    else_block: Any = branch.else_block
+    with ir.InsertionPoint(else_block):
       scf.yield_([_constant(0, _integer(32))])
     return self.of_last_lane(Word(branch.results[0]))
 

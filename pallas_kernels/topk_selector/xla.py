@@ -1,7 +1,6 @@
 """Token selection on any backend: exact threshold, then packed bits.
 
-Letters: B batch, T query tokens, S key tokens, K selected tokens, W words of
-32 keys.
+Letters: B batch, T query tokens, S key tokens, K selected tokens.
 
 No sort and no top-k: those take time in proportion to k log k a row on one
 core, and partition badly. Instead
@@ -12,9 +11,9 @@ core, and partition badly. Instead
      one count over the row (int16 compares fill a vector unit twice as well as
      int32 ones, and the step count doesn't depend on the data, so nothing has
      to be agreed between devices);
-  3. masks are packed 32 keys to a word; of the keys equal to the threshold the
-     first ones are kept, and the index of the last one kept is a search over
-     the words' running popcounts;
+  3. masks are packed 32 keys to a word (`xla_words`); of the keys equal to the
+     threshold the first ones are kept, and the index of the last one kept is a
+     search over the words' running popcounts;
   4. the same search turns the selected words into ascending indices.
 """
 
@@ -25,17 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int16, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int16, Int32
 
 from pallas_kernels import windows
 from pallas_kernels.lightning_indexer import xla as lightning_indexer
-from pallas_kernels.topk_selector import config
+from pallas_kernels.topk_selector import config, xla_words
 from pallas_kernels.topk_selector.selection import Selection
 
 _INT32_MIN = np.int32(-(2**31))
 _INT16_MIN = np.int16(-(2**15))
 _LANES = 128
-_WORD = 32
 # On one row and up to about this k, `lax.top_k` beats the threshold search.
 _FEW = 128
 # Keys of a block of `_top_k_of_blocks`.
@@ -51,7 +49,9 @@ def select_topk(scores_BTS: Float[Array, 'B T S'], *, k: int) -> Selection:
 
   def block(scores_BtS: Array) -> Array:
     above, at_threshold, room = _split(scores_BtS, k=k)
-    return _indices(_pack(above), _pack(at_threshold), room, k=k)
+    return xla_words.indices(
+      xla_words.pack(above), xla_words.pack(at_threshold), room, k=k
+    )
 
   with jax.named_scope('select_topk'):
     indices_BTK = windows.map_query_blocks(
@@ -71,7 +71,7 @@ def selection_mask(
 
   def block(scores_BtS: Array) -> Array:
     above, at_threshold, room = _split(scores_BtS, k=k)
-    last = _last_kept(_pack(at_threshold), room)
+    last = xla_words.last_kept(xla_words.pack(at_threshold), room)
     position = jnp.arange(S, dtype=jnp.int32)[None, None]
     return above | (at_threshold & (position <= last[..., None]))
 
@@ -99,7 +99,7 @@ def indexed_topk(
     key_start_BT, key_end_BT, batch=B, num_queries=T, num_keys=S
   )
   sizes = config.xla_config(batch=B, num_queries=T, num_keys=S)
-  num_words = math.ceil(S / _WORD)
+  num_words = math.ceil(S / xla_words.WORD)
   few = T == 1 and k <= _FEW
 
   def block(
@@ -117,14 +117,14 @@ def indexed_topk(
       # follows is compiled once.
       words = [
         jnp.pad(x, ((0, 0), (0, 0), (0, num_words - x.shape[-1])))
-        for x in (_pack(above), _pack(at_threshold))
+        for x in (xla_words.pack(above), xla_words.pack(at_threshold))
       ]
       return *words, room, offset
 
     *parts, offset = windows.over_window(
       branch, start_Bt, end_Bt, num_keys=S, count=sizes.key_windows
     )
-    indices_BtK = parts[0] if few else _indices(*parts, k=k)
+    indices_BtK = parts[0] if few else xla_words.indices(*parts, k=k)
     return jnp.where(indices_BtK < 0, -1, indices_BtK + offset)
 
   with jax.named_scope('indexed_topk'):
@@ -189,42 +189,6 @@ def _split(
     key == threshold[..., None],
     jnp.minimum(k, valid) - above,
   )
-
-
-def _last_kept(
-  at_words: UInt32[Array, 'B T W'], room: Int32[Array, 'B T']
-) -> Int32[Array, 'B T']:
-  """Index of the last of the first `room` keys at the threshold; -1 if none."""
-  rank = jnp.maximum(room - 1, 0)[..., None]
-  return jnp.where(room > 0, _nth_set_bit(at_words, rank)[..., 0], -1)
-
-
-def _indices(
-  above_words: UInt32[Array, 'B T W'],
-  at_words: UInt32[Array, 'B T W'],
-  room: Int32[Array, 'B T'],
-  *,
-  k: int,
-) -> Int32[Array, 'B T K']:
-  """Ascending indices of the selected keys, then -1."""
-  # Keep the bits of at_words up to the last one kept, inclusive.
-  first_bit = _WORD * jnp.arange(above_words.shape[-1], dtype=jnp.int32)
-  keep = _last_kept(at_words, room)[..., None] + 1 - first_bit[None, None]
-  keep = jnp.clip(keep, 0, _WORD)
-  # A shift by the whole width of a word is undefined.
-  low = jnp.left_shift(
-    jnp.uint32(1), jnp.minimum(keep, _WORD - 1).astype(jnp.uint32)
-  )
-  low = jnp.where(keep == _WORD, jnp.uint32(0xFFFFFFFF), low - 1)
-  words = above_words | (at_words & low)
-
-  count = jnp.sum(
-    lax.population_count(words), axis=-1, keepdims=True, dtype=jnp.int32
-  )
-  rank = jnp.broadcast_to(
-    jnp.arange(k, dtype=jnp.int32)[None, None], (*words.shape[:2], k)
-  )
-  return jnp.where(rank < count, _nth_set_bit(words, rank), -1)
 
 
 def _ordered_int(scores: Float[Array, '*b S']) -> Int32[Array, '*b S']:
@@ -297,59 +261,3 @@ def _count(mask: Bool[Array, '*b N L']) -> Int32[Array, '*b']:
   """Number of True, added up lane by lane in int16 (so S < 2**22) first."""
   lanes = jnp.sum(mask.astype(jnp.int16), axis=-2, dtype=jnp.int16)
   return jnp.sum(lanes, axis=-1, dtype=jnp.int32)
-
-
-def _pack(mask: Bool[Array, '*b S']) -> UInt32[Array, '*b W']:
-  """Packs 32 keys to a word, the lowest index in the lowest bit."""
-  missing = -mask.shape[-1] % _WORD
-  if missing:
-    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, missing)])
-  mask = mask.reshape(*mask.shape[:-1], -1, _WORD)
-  bit = jnp.left_shift(jnp.uint32(1), jnp.arange(_WORD, dtype=jnp.uint32))
-  bit = bit.reshape((1,) * (mask.ndim - 1) + (_WORD,))
-  return jnp.sum(jnp.where(mask, bit, 0), axis=-1, dtype=jnp.uint32)
-
-
-def _nth_set_bit(
-  words: UInt32[Array, '*b W'], rank: Int[Array, '*b K']
-) -> Int32[Array, '*b K']:
-  """Position of the set bit number `rank` (from 0) of each row.
-
-  Where a row has no such bit the result is arbitrary, but not negative.
-  """
-  num_words = words.shape[-1]
-  counts = lax.population_count(words).astype(jnp.int32)
-  total = jnp.cumsum(counts, axis=-1)
-
-  def take(x: Array, i: Array) -> Array:
-    return jnp.take_along_axis(x, i, axis=-1, mode='promise_in_bounds')
-
-  # Loops, not unrolled: a chain of gathers takes long to compile. First the
-  # word whose running total is the first to exceed the rank, by bisection.
-  levels = (num_words - 1).bit_length()
-
-  def narrow(i: Array, word: Array) -> Array:
-    candidate = word + jnp.right_shift(jnp.int32(1 << levels), i + 1)
-    before = take(total, jnp.minimum(candidate, num_words) - 1)
-    skip = (before <= rank) & (candidate < num_words)
-    return jnp.where(skip, candidate, word)
-
-  word = lax.fori_loop(0, levels, narrow, jnp.zeros(rank.shape, jnp.int32))
-
-  # Then the bit within the word, halving the part that is looked at.
-  bits = take(words, word)
-  rest = jnp.maximum(rank - take(total - counts, word), 0).astype(jnp.uint32)
-
-  def halve(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-    position, rest = state
-    width = jnp.right_shift(jnp.uint32(_WORD), (i + 1).astype(jnp.uint32))
-    part = jnp.left_shift(jnp.uint32(1), width) - 1
-    below = lax.population_count(jnp.right_shift(bits, position) & part)
-    skip = below <= rest
-    return (
-      jnp.where(skip, position + width, position),
-      jnp.where(skip, rest - below, rest),
-    )
-
-  position, _ = lax.fori_loop(0, 5, halve, (jnp.zeros_like(rest), rest))
-  return word * _WORD + position.astype(jnp.int32)

@@ -178,7 +178,9 @@ def _relative(actual, desired):
   actual, desired = (
     jnp.where(is_finite, jnp.float32(a), 0).ravel() for a in (actual, desired)
   )
-  return jnp.linalg.norm(actual - desired) / jnp.linalg.norm(desired)
+  # Of what is to be 0 throughout, the error itself.
+  size = jnp.linalg.norm(desired)
+  return jnp.linalg.norm(actual - desired) / jnp.where(size == 0, 1, size)
 
 
 @pytest.mark.gpu
@@ -210,15 +212,19 @@ def test_dense_attention_on_gpu_matches_oracle(
   oracle = jax.jit(functools.partial(_oracle, scale=scale))
   q, k, v, d_out = _arrays(key, batch, queries, keys, 3, width, value_width)
   causal = masking.causal_ranges(batch, queries, keys)
+  twice = np.arange(keys) // 2
   cases = {
-    'causal': (q, causal),
-    'huge': (30 * q, causal),
-    'any': (q, _any_ranges(key, batch, queries, keys)),
+    'causal': ((q, k, v), causal),
+    'huge': ((30 * q, k, v), causal),
+    'zero': ((0 * q, k, v), causal),
+    'duplicates': ((q, k[:, twice], v[:, twice]), causal),
+    'any': ((q, k, v), _any_ranges(key, batch, queries, keys)),
+    'no_key': ((q, k, v), (causal[1], causal[1])),
   }
   if queries == keys:
     lengths = (queries // 3, 1, queries // 2)
-    cases['packed'] = (q, _packed(lengths, queries, batch))
-  for how, (q, ranges) in cases.items():
+    cases['packed'] = ((q, k, v), _packed(lengths, queries, batch))
+  for how, ((q, k, v), ranges) in cases.items():
     # What the outputs' memory held before must not show.
     jax.block_until_ready(jnp.full((2**25,), jnp.nan, jnp.bfloat16))
     actual = run(q, k, v, d_out, *ranges)

@@ -180,13 +180,20 @@ def test_grouped_matmul_on_gpu_matches_definition(key, shape):
   run = jax.jit(functools.partial(_value_and_gradients, function))
   definition = jax.jit(_definition)
   x, w, dy = _arrays(key, *shape)
-  for how in ('ragged', 'even', 'last', 'none'):
+  for how, factor in (
+    ('ragged', 1),
+    ('even', 1),
+    ('last', 1),
+    ('none', 1),
+    ('ragged', 2.0**40),
+    ('ragged', 0),
+  ):
     group_sizes = _split(how, shape[0], shape[3])
     # What the outputs' memory held before must not show.
     jax.block_until_ready(jnp.full((2**25,), jnp.nan, jnp.bfloat16))
-    dirty_x, dirty_dy = _with_garbage(x, dy, group_sizes)
+    dirty_x, dirty_dy = _with_garbage(factor * x, dy, group_sizes)
     actual = run(dirty_x, w, dirty_dy, group_sizes)
-    desired = definition(x, w, dy, group_sizes)
+    desired = definition(factor * x, w, dy, group_sizes)
     for a, d, limit in zip(actual, desired, (4e-3, 1e-2, 1e-2), strict=True):
       assert _relative(a, d) < limit, how
     again = run(dirty_x, w, dirty_dy, group_sizes)

@@ -11,7 +11,15 @@ import pytest
 from jax import lax
 
 from pallas_kernels import mosaic, testing
-from pallas_kernels.indexer_kl import api, arg_specs, config, reference
+from pallas_kernels.indexer_kl import (
+  api,
+  arg_specs,
+  config,
+  mosaic_gradients,
+  mosaic_scores,
+  mosaic_target,
+  reference,
+)
 from pallas_kernels.indexer_kl import pallas_mosaic_gpu as mosaic_gpu
 
 needs_api = pytest.mark.skipif(
@@ -196,14 +204,14 @@ def test_indexer_kl_mosaic_key_gradient_survives_scan_and_checkpoint(
   arrays, chosen, _ = _case('loops', spec, 'selected')
   monkeypatch.setattr(mosaic, 'require', lambda target: None)
   monkeypatch.setattr(
-    mosaic_gpu.mosaic_target,
+    mosaic_target,
     'target',
     lambda q_PHX, k, lse, rows_PK, *_, **__: jnp.where(
       rows_PK >= 0, 1 / rows_PK.shape[1], 0.0
     ),
   )
   monkeypatch.setattr(
-    mosaic_gpu.mosaic_scores,
+    mosaic_scores,
     'scores',
     lambda q_PJI, k_SI, w_PJ, valid, **_: jnp.einsum(
       'pj,pjk->pk',
@@ -213,9 +221,7 @@ def test_indexer_kl_mosaic_key_gradient_survives_scan_and_checkpoint(
       ),
     ),
   )
-  monkeypatch.setattr(
-    mosaic_gpu.mosaic_gradients, 'gradients', _plain_gradients
-  )
+  monkeypatch.setattr(mosaic_gradients, 'gradients', _plain_gradients)
 
   def call(q_index, k_index, w_index, rest, indices):
     q, k, lse, weight = rest
@@ -389,6 +395,11 @@ def _float32(arrays, valid, scale):
   return jnp.sum(weight * kl), kl, (dq, dk, dw)
 
 
+def _poison():
+  """Leaves NaN in memory that the next outputs are likely to take."""
+  jax.block_until_ready(jnp.full((2**26,), jnp.nan))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
   ('form', 'logits', 'changes'),
@@ -405,6 +416,7 @@ def _float32(arrays, valid, scale):
 def test_indexer_kl_mosaic_on_gpu_matches_float32(form, logits, changes):
   spec = dataclasses.replace(_V32, **({'num_queries': 256} | changes))
   arrays, chosen, valid = _case(f'{form}{logits}', spec, form, logits=logits)
+  _poison()
   actual = _run(mosaic_gpu.indexer_kl, arrays, scale=spec.scale, **chosen)
   _assert_close(actual, _float32(arrays, valid, spec.scale))
 
@@ -412,7 +424,7 @@ def test_indexer_kl_mosaic_on_gpu_matches_float32(form, logits, changes):
 @pytest.mark.gpu
 @pytest.mark.parametrize('form', ['selected', 'ranges'])
 def test_indexer_kl_mosaic_on_gpu_blocks_and_sequences_add_up(form):
-  # In a loop XLA may hand a kernel slices; the key gradient must survive it.
+  # The key gradient must survive the loop over them.
   spec = dataclasses.replace(
     _V32, num_queries=1100, num_keys=2048, topk=128, num_heads=16, batch=2
   )
@@ -430,24 +442,39 @@ def test_indexer_kl_mosaic_on_gpu_blocks_and_sequences_add_up(form):
 
 
 @pytest.mark.gpu
-def test_indexer_kl_mosaic_on_gpu_rows_without_keys_are_zero():
-  spec = dataclasses.replace(_V32, num_queries=64)
-  arrays, chosen, _ = _case('empty', spec, 'selected')
-  chosen = {'indices_BTK': jnp.full_like(chosen['indices_BTK'], -1)}
+@pytest.mark.parametrize('form', ['selected', 'ranges'])
+def test_indexer_kl_mosaic_on_gpu_rows_without_keys_are_zero(form):
+  spec = dataclasses.replace(_V32, num_queries=64, num_keys=2048)
+  arrays, chosen, _ = _case('empty', spec, form)
+  if form == 'selected':
+    chosen = {'indices_BTK': jnp.full_like(chosen['indices_BTK'], -1)}
+  else:
+    chosen |= {'key_end_BT': chosen['key_start_BT']}
   lse = jnp.full_like(arrays[5], -jnp.inf)
   arrays = (*arrays[:5], lse, arrays[6])
+  _poison()
   result = _run(mosaic_gpu.indexer_kl, arrays, scale=spec.scale, **chosen)
   for x in jax.tree.leaves(result):
     assert np.all(np.asarray(x) == 0)
 
 
 @pytest.mark.gpu
-def test_indexer_kl_mosaic_on_gpu_zero_plateau_has_finite_gradients():
-  # Index scores that are all 0, as where every product is negative.
+@pytest.mark.parametrize('form', ['selected', 'ranges'])
+@pytest.mark.parametrize('how', ['plateau', 'duplicates'])
+def test_indexer_kl_mosaic_on_gpu_equal_scores_match_float32(form, how):
   spec = dataclasses.replace(_V32, num_queries=64, num_keys=4096)
-  arrays, chosen, valid = _case('plateau', spec, 'selected')
-  q_index, k_index = -jnp.abs(arrays[0]), jnp.abs(arrays[1])
-  arrays = (q_index, k_index, *arrays[2:])
+  arrays, chosen, valid = _case(how, spec, form)
+  q_index, k_index, w, q, k, _, weight = arrays
+  if how == 'plateau':
+    # Index scores that are all 0, as where every product is negative.
+    q_index, k_index = -jnp.abs(q_index), jnp.abs(k_index)
+  else:
+    # Every key four times: of equal index scores, and of equal targets.
+    copied = np.arange(spec.num_keys) // 4
+    k_index, k = k_index[:, copied], k[:, copied]
+  lse = _normaliser(q, k, valid, spec.scale)
+  arrays = (q_index, k_index, w, q, k, lse, weight)
+  _poison()
   actual = _run(mosaic_gpu.indexer_kl, arrays, scale=spec.scale, **chosen)
   _assert_close(actual, _float32(arrays, valid, spec.scale))
 

@@ -10,43 +10,11 @@ import pytest
 from pallas_kernels import lightning_indexer, mosaic
 from pallas_kernels.lightning_indexer import pallas_mosaic_gpu as kernels
 from pallas_kernels.lightning_indexer import quantization, reference
+from tests.pallas_kernels import lightning_indexer_cases as cases
 
 needs_api = pytest.mark.skipif(
   not mosaic.has_api(), reason='Mosaic GPU kernels need jax 0.11'
 )
-
-
-def make(batch, queries, keys, heads, dim, *, seed=0):
-  """Random bfloat16 q and k, float32 w and gradient of the scores."""
-  names = jax.random.split(jax.random.key(seed), 4)
-  shapes = (
-    (batch, queries, heads, dim),
-    (batch, keys, dim),
-    (batch, queries, heads),
-    (batch, queries, keys),
-  )
-  dtypes = (jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32)
-  return [
-    jax.random.normal(name, shape, dtype)
-    for name, shape, dtype in zip(names, shapes, dtypes, strict=True)
-  ]
-
-
-def ragged_ranges(batch, queries, keys, *, seed=1):
-  """Random ranges, some empty; the first half shares a short one."""
-  rng = np.random.default_rng(seed)
-  start = rng.integers(0, keys, (batch, queries))
-  end = np.minimum(start + rng.integers(-3, keys, (batch, queries)), keys)
-  start[:, : queries // 2] = 3
-  end[:, : queries // 2] = 60
-  end[:, queries // 4] = start[:, queries // 4]
-  return (jnp.asarray(x, jnp.int32) for x in (start, np.maximum(end, 0)))
-
-
-def causal_ranges(batch, queries, keys):
-  end = jnp.arange(1, queries + 1, dtype=jnp.int32) + keys - queries
-  end = jnp.broadcast_to(end[None], (batch, queries))
-  return jnp.zeros_like(end), end
 
 
 @functools.partial(jax.jit, static_argnames=('quantized',))
@@ -102,8 +70,8 @@ def run_scores(q, k, w, start, end, *, quantized=False, **kwargs):
 @needs_api
 @pytest.mark.parametrize('quantized', [False, True])
 def test_kernel_interpreted_matches_reference(quantized):
-  q, k, w, _ = make(1, 17, 130, 16, 64)
-  start, end = ragged_ranges(1, 17, 130)
+  q, k, w, _ = cases.make(1, 17, 130, 16, 64)
+  start, end = cases.ragged_ranges(1, 17, 130)
   scores = run_scores(
     q,
     k,
@@ -119,8 +87,8 @@ def test_kernel_interpreted_matches_reference(quantized):
 
 @needs_api
 def test_kernel_interpreted_has_no_races():
-  q, k, w, _ = make(1, 3, 130, 16, 64, seed=2)
-  start, end = causal_ranges(1, 3, 130)
+  q, k, w, _ = cases.make(1, 3, 130, 16, 64, seed=2)
+  start, end = cases.causal_ranges(1, 3, 130)
   scores = run_scores(q, k, w, start, end, target=mosaic.Target.INTERPRET_RACES)
   assert_scores(scores, expected_scores(q, k, w, start, end), limit=1e-5)
 
@@ -128,8 +96,8 @@ def test_kernel_interpreted_has_no_races():
 @needs_api
 @pytest.mark.parametrize('quantized', [False, True])
 def test_gradients_interpreted_match_reference(quantized):
-  q, k, w, g = make(1, 9, 130, 16, 64, seed=3)
-  start, end = ragged_ranges(1, 9, 130)
+  q, k, w, g = cases.make(1, 9, 130, 16, 64, seed=3)
+  start, end = cases.ragged_ranges(1, 9, 130)
   desired = expected_gradients(q, k, w, g, start, end, quantized=quantized)
   valid = np.isfinite(expected_scores(q, k, w, start, end))
   g = jnp.where(valid, g, jnp.nan)  # nothing outside the ranges is read
@@ -147,8 +115,8 @@ def test_gradients_interpreted_match_reference(quantized):
 
 @needs_api
 def test_gradients_interpreted_have_no_races():
-  q, k, w, g = make(1, 3, 130, 16, 64, seed=4)
-  start, end = causal_ranges(1, 3, 130)
+  q, k, w, g = cases.make(1, 3, 130, 16, 64, seed=4)
+  start, end = cases.causal_ranges(1, 3, 130)
   actual = kernels.chunk_gradients(
     q, k, w, g, start, end, target=mosaic.Target.INTERPRET_RACES
   )
@@ -216,75 +184,18 @@ def test_kernel_refuses_what_it_does_not_support(heads, dim, dtype, message):
     jax.eval_shape(kernels.score_chunk, *args)
 
 
-# On a GPU. The expected values come from numpy: compiling the reference for a
-# GPU takes longer than everything else here.
-
-SHAPES = {
-  'v32': (1, 64, 4096, 64, 128),
-  'ragged': (2, 101, 1003, 64, 128),
-  'glm': (2, 67, 1000, 32, 128),
-  'small': (2, 100, 777, 16, 64),
-  'decode': (3, 1, 3000, 64, 128),
-}
-
-
-def as_used(x, *, quantized):
-  """What the kernel computes with, as float32 numpy."""
-  if not quantized:
-    return np.asarray(x.astype(jnp.float32))
-  values, scale = quantization.quantize(x)
-  values = np.asarray(values.astype(jnp.float32))
-  return values * np.asarray(scale)[..., None]
-
-
-def valid_pairs(start, end, num_keys):
-  s = np.arange(num_keys)
-  start, end = (np.asarray(x)[..., None] for x in (start, end))
-  return (s >= start) & (s < end)
-
-
-def all_dots(q, k):
-  batch, queries, heads, dim = q.shape
-  dots = np.matmul(q.reshape(batch, -1, dim), np.swapaxes(k, 1, 2))
-  return dots.reshape(batch, queries, heads, -1)
-
-
-def numpy_scores(q, k, w, start, end, *, quantized=False):
-  q, k = (as_used(x, quantized=quantized) for x in (q, k))
-  relu = np.maximum(all_dots(q, k), 0)
-  scores = np.matmul(np.asarray(w)[:, :, None], relu)[:, :, 0]
-  return np.where(valid_pairs(start, end, k.shape[1]), scores, -np.inf)
-
-
-def numpy_gradients(q, k, w, g, start, end, *, quantized=False):
-  q, k = (as_used(x, quantized=quantized) for x in (q, k))
-  g = np.where(valid_pairs(start, end, k.shape[1]), np.asarray(g), 0)
-  dots = all_dots(q, k)
-  p = np.where(dots > 0, g[:, :, None], 0)
-  dw = np.sum(p * dots, axis=-1)
-  p = p * np.asarray(w)[..., None]
-  p = p.reshape(p.shape[0], -1, p.shape[-1])
-  dq = np.matmul(p, k).reshape(q.shape)
-  dk = np.matmul(np.swapaxes(p, 1, 2), q.reshape(q.shape[0], -1, q.shape[-1]))
-  return dq, dk, dw
-
-
-def both_ranges(batch, queries, keys):
-  return (
-    causal_ranges(batch, queries, keys),
-    tuple(ragged_ranges(batch, queries, keys)),
-  )
+# On a GPU.
 
 
 @pytest.mark.gpu
 @needs_api
 @pytest.mark.parametrize('quantized', [False, True])
-@pytest.mark.parametrize('name', SHAPES)
+@pytest.mark.parametrize('name', cases.SHAPES)
 def test_kernel_on_gpu_matches_numpy(name, quantized):
-  q, k, w, _ = make(*SHAPES[name], seed=5)
+  q, k, w, _ = cases.make(*cases.SHAPES[name], seed=5)
   run = jax.jit(functools.partial(run_scores, quantized=quantized))
-  for ranges in both_ranges(*SHAPES[name][:3]):
-    desired = numpy_scores(q, k, w, *ranges, quantized=quantized)
+  for ranges in cases.both_ranges(*cases.SHAPES[name][:3]):
+    desired = cases.numpy_scores(q, k, w, *ranges, quantized=quantized)
     # Hopper's fp8 products keep fewer bits than float32.
     limit = 1e-3 if quantized else 1e-5
     assert_scores(run(q, k, w, *ranges), desired, limit=limit)
@@ -294,21 +205,26 @@ def test_kernel_on_gpu_matches_numpy(name, quantized):
 @needs_api
 @pytest.mark.parametrize('name', ['ragged', 'small'])
 def test_kernel_on_gpu_rounds_to_bfloat16(name):
-  q, k, w, _ = make(*SHAPES[name], seed=8)
+  q, k, w, _ = cases.make(*cases.SHAPES[name], seed=8)
   run = jax.jit(functools.partial(run_scores, out_dtype=jnp.bfloat16))
-  for ranges in both_ranges(*SHAPES[name][:3]):
-    assert_scores(run(q, k, w, *ranges), numpy_scores(q, k, w, *ranges))
+  for ranges in cases.both_ranges(*cases.SHAPES[name][:3]):
+    assert_scores(run(q, k, w, *ranges), cases.numpy_scores(q, k, w, *ranges))
 
 
 @pytest.mark.gpu
 @needs_api
-def test_kernel_on_gpu_adversarial_values():
-  q, k, w, _ = make(1, 70, 500, 64, 128, seed=6)
-  start, end = causal_ranges(1, 70, 500)
-  valid = valid_pairs(start, end, 500)
-  run = jax.jit(run_scores)
-  huge = numpy_scores(q * 1e5, k * 1e5, w, start, end)
-  assert_scores(run(q * 1e5, k * 1e5, w, start, end), huge, limit=1e-5)
+@pytest.mark.parametrize('quantized', [False, True])
+def test_kernel_on_gpu_adversarial_values(quantized):
+  q, k, w, _ = cases.make(1, 70, 500, 64, 128, seed=6)
+  start, end = cases.causal_ranges(1, 70, 500)
+  valid = cases.valid_pairs(start, end, 500)
+  run = jax.jit(functools.partial(run_scores, quantized=quantized))
+  huge = cases.numpy_scores(
+    q * 1e5, k * 1e5, w, start, end, quantized=quantized
+  )
+  cases.poison()
+  limit = 1e-3 if quantized else 1e-5
+  assert_scores(run(q * 1e5, k * 1e5, w, start, end), huge, limit=limit)
   plateau = run(jnp.abs(q), -jnp.abs(k), w, start, end)
   assert_scores(plateau, np.where(valid, 0.0, -np.inf))
   assert np.all(np.isneginf(run(q, k, w, start, start)))
@@ -321,8 +237,8 @@ def test_kernel_on_gpu_adversarial_values():
 @pytest.mark.gpu
 @needs_api
 def test_kernel_on_gpu_scores_ignore_their_company():
-  q, k, w, _ = make(2, 70, 500, 64, 128, seed=9)
-  start, end = causal_ranges(2, 70, 500)
+  q, k, w, _ = cases.make(2, 70, 500, 64, 128, seed=9)
+  start, end = cases.causal_ranges(2, 70, 500)
   whole = jax.jit(run_scores)(q, k, w, start, end)
   rows = slice(13, 40)
   part = run_scores(
@@ -338,9 +254,9 @@ def test_kernel_on_gpu_scores_ignore_their_company():
 @pytest.mark.gpu
 @needs_api
 @pytest.mark.parametrize('quantized', [False, True])
-@pytest.mark.parametrize('name', SHAPES)
+@pytest.mark.parametrize('name', cases.SHAPES)
 def test_gradients_on_gpu_match_numpy(name, quantized):
-  q, k, w, g = make(*SHAPES[name], seed=7)
+  q, k, w, g = cases.make(*cases.SHAPES[name], seed=7)
 
   @jax.jit
   def gradients(q, k, w, g, start, end):
@@ -357,10 +273,29 @@ def test_gradients_on_gpu_match_numpy(name, quantized):
 
     return jax.vjp(run, q, k, w)[1](g)
 
-  for ranges in both_ranges(*SHAPES[name][:3]):
-    desired = numpy_gradients(q, k, w, g, *ranges, quantized=quantized)
+  for ranges in cases.both_ranges(*cases.SHAPES[name][:3]):
+    desired = cases.numpy_gradients(q, k, w, g, *ranges, quantized=quantized)
     # Nothing outside the ranges is read.
-    dirty = jnp.where(valid_pairs(*ranges, k.shape[1]), g, jnp.nan)
+    dirty = jnp.where(cases.valid_pairs(*ranges, k.shape[1]), g, jnp.nan)
     actual = gradients(q, k, w, dirty, *ranges)
     for x, y in zip(actual, desired, strict=True):
       assert_norm(x, y, limit=1e-2)
+
+
+@pytest.mark.gpu
+@needs_api
+def test_gradients_on_gpu_adversarial_values():
+  q, k, w, g = cases.make(1, 70, 500, 64, 128, seed=10)
+  start, end = cases.causal_ranges(1, 70, 500)
+  run = jax.jit(kernels.chunk_gradients)
+  huge = (1e3 * q, 1e3 * k, w, g, start, end)
+  cases.poison()
+  for x, y in zip(run(*huge), cases.numpy_gradients(*huge), strict=True):
+    assert_norm(x, y, limit=1e-2)
+  # Nothing gets through where every product is negative, or no key is valid.
+  for nothing in (
+    (jnp.abs(q), -jnp.abs(k), w, g, start, end),
+    (q, k, w, jnp.full_like(g, jnp.nan), start, start),
+  ):
+    for x in run(*nothing):
+      assert not np.any(np.asarray(x))

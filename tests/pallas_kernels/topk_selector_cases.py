@@ -1,6 +1,30 @@
-"""Rows that try a selection, and the definition in numpy."""
+"""Rows that try a selection, the definition in numpy, and where to run."""
+
+import functools
 
 import numpy as np
+import pytest
+
+# Triton's and jax-triton's own.
+_TRITON_WARNINGS = pytest.mark.filterwarnings('ignore::DeprecationWarning')
+KERNELS = (
+  pytest.param('mosaic_gpu', marks=pytest.mark.gpu),
+  pytest.param('triton', marks=[pytest.mark.gpu, _TRITON_WARNINGS]),
+)
+"""Implementations for GPUs, as parameters of a test or a fixture."""
+
+
+def or_skip(function):
+  """The function; skips with its reason where it can't run."""
+
+  @functools.wraps(function)
+  def run(*args, **kwargs):
+    try:
+      return function(*args, **kwargs)
+    except NotImplementedError as error:
+      pytest.skip(str(error))
+
+  return run
 
 
 def rows(num_keys, k, *, seed):

@@ -10,12 +10,16 @@ import pytest
 from pallas_kernels import (
   indexed_topk,
   indices_to_mask,
-  lightning_indexer,
   mosaic,
   select_topk,
 )
-from pallas_kernels.lightning_indexer import arg_specs as indexer_specs
-from pallas_kernels.topk_selector import config, pallas_mosaic_gpu, selecting
+from pallas_kernels.topk_selector import (
+  config,
+  pallas_mosaic_gpu,
+  selecting,
+  threshold,
+  workspace,
+)
 from tests.pallas_kernels import topk_selector_cases as cases
 from tests.pallas_kernels import topk_selector_simulator as simulator
 
@@ -32,13 +36,13 @@ def simulate(scores, k, *, tile, capacity, threads, start=0, end=None):
   end = num_keys if end is None else end
   t = simulator.Threads(threads)
   mask_words = -(-num_keys // (32 * threads)) * threads
-  w = selecting.Workspace(
+  w = workspace.Workspace(
     threads=t,
     scores=t.memory(capacity),
     indices=t.memory(capacity),
-    histogram=t.memory(max(selecting.BINS, k)),
+    histogram=t.memory(max(workspace.BINS, k)),
     mask=t.memory(mask_words),
-    state=t.memory(selecting.STATE_WORDS),
+    state=t.memory(workspace.STATE_WORDS),
     capacity=capacity,
     k=k,
     mask_words=mask_words,
@@ -69,7 +73,7 @@ def simulate(scores, k, *, tile, capacity, threads, start=0, end=None):
       count = overfull
       turn = (turn + 1) % 3
     if count.value[0] > k:
-      selecting.select(w, count)
+      threshold.select(w, count)
     out = t.memory(k)
     selecting.write(w, out, count, as_mask=False)
     results.append(out.words.view(np.int32).copy())
@@ -257,16 +261,3 @@ def test_device_indexed_selection_holds_one_chunk_of_scores():
   # One chunk, 256 MiB, and the indices again where chunks are joined; every
   # score would be 4 GiB.
   assert compiled.memory_analysis().temp_size_in_bytes < 2**30
-
-
-@pytest.mark.gpu
-def test_device_indexed_selection_matches_on_whole_numbers():
-  spec = indexer_specs.ArgSpec(
-    batch=1, queries=700, keys=9000, heads=64, dim=128
-  )
-  q, k, w = spec.make(seed=8, dtype=jnp.bfloat16, integers=True)
-  indices = indexed_topk(q, k, w, k=2048, implementation='mosaic_gpu')
-  scores = lightning_indexer(q, k, w, implementation='xla')
-  np.testing.assert_array_equal(
-    indices.indices_BTK[0], cases.select(np.asarray(scores)[0], 2048)
-  )

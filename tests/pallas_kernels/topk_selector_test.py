@@ -1,5 +1,7 @@
 """Tests of the token selection, every implementation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,28 +21,35 @@ from pallas_kernels.topk_selector import (
   SELECT_TOPK_IMPLEMENTATIONS,
   arg_specs,
 )
+from tests.pallas_kernels import topk_selector_cases as cases
 
 SPECS = arg_specs.TEST_SPECS
 
 
+# Kernels only where there is a GPU; the others everywhere.
+implementations = ['xla', 'reference', *cases.KERNELS]
+
+
 def _with(op, implementation):
-  def run(*args, **kwargs):
-    try:
-      return op(*args, implementation=implementation, **kwargs)
-    except NotImplementedError as error:
-      pytest.skip(str(error))
-
-  return run
+  run = functools.partial(op, implementation=implementation)
+  on_cpu = implementation in ('xla', 'reference')
+  return run if on_cpu else cases.or_skip(run)
 
 
-@pytest.fixture(params=tuple(SELECT_TOPK_IMPLEMENTATIONS))
+@pytest.fixture(params=implementations)
 def select(request):
   return _with(select_topk, request.param)
 
 
-@pytest.fixture(params=tuple(INDEXED_TOPK_IMPLEMENTATIONS))
+@pytest.fixture(params=implementations)
 def index_and_select(request):
   return _with(indexed_topk, request.param)
+
+
+def test_every_implementation_is_tested():
+  tested = {getattr(x, 'values', (x,))[0] for x in implementations}
+  assert tested == {*SELECT_TOPK_IMPLEMENTATIONS}
+  assert tested == {*INDEXED_TOPK_IMPLEMENTATIONS}
 
 
 def oracle(scores, k):

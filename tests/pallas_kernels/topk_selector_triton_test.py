@@ -13,11 +13,7 @@ from tests.pallas_kernels import topk_selector_cases as cases
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
 
 
-def select_rows(*args, **kwargs):
-  try:
-    return jax_triton.select_rows(*args, **kwargs)
-  except NotImplementedError as error:
-    pytest.skip(str(error))
+select_rows = cases.or_skip(jax_triton.select_rows)
 
 
 def test_selection_without_a_gpu_says_so():

@@ -1,32 +1,58 @@
-"""Scoring and selecting on a GPU, a chunk of queries at a time.
+"""Token selection on a GPU, by a kernel that selects from rows of scores.
 
 Letters: B batch, T query tokens, t those of a chunk, S key tokens, J indexer
 heads, I index head dim, K selected tokens, R rows, one for each query of the
 batch.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from pallas_kernels import windows
-from pallas_kernels.lightning_indexer import pallas_mosaic_gpu as indexer_kernel
+from pallas_kernels import mosaic, windows
+from pallas_kernels.lightning_indexer import mosaic_chunks
 from pallas_kernels.lightning_indexer import xla as indexer_xla
 from pallas_kernels.topk_selector import config
 from pallas_kernels.topk_selector.selection import Selection
 
 
+@functools.partial(jax.jit, static_argnames=('k', 'select_rows'))
+def select_topk(
+  scores_BTS: Float[Array, 'B T S'],
+  *,
+  k: int,
+  select_rows: Callable[..., Array],
+) -> Selection:
+  """See `pallas_kernels.select_topk`.
+
+  Args:
+    scores_BTS: see `pallas_kernels.select_topk`.
+    k: likewise.
+    select_rows: (scores_RS, *, k) -> indices_RK.
+
+  Raises:
+    NotImplementedError: `select_rows` can't run here.
+  """
+  scores_BTS = lax.stop_gradient(scores_BTS)
+  B, T, S = scores_BTS.shape
+  indices_RK = select_rows(scores_BTS.reshape(B * T, S), k=k)
+  return Selection(indices_BTK=indices_RK.reshape(B, T, k))
+
+
+@functools.partial(jax.jit, static_argnames=('k', 'select_rows', 'target'))
 def indexed_topk(
   q_index_BTJI: Float[Array, 'B T J I'],
   k_index_BSI: Float[Array, 'B S I'],
   w_index_BTJ: Float[Array, 'B T J'],
   *,
   k: int,
-  key_start_BT: Int32[Array, 'B T'] | None,
-  key_end_BT: Int32[Array, 'B T'] | None,
   select_rows: Callable[..., Array],
+  key_start_BT: Int32[Array, 'B T'] | None = None,
+  key_end_BT: Int32[Array, 'B T'] | None = None,
+  target: mosaic.Target = mosaic.Target.DEVICE,
 ) -> Selection:
   """See `pallas_kernels.indexed_topk`.
 
@@ -38,9 +64,10 @@ def indexed_topk(
     k_index_BSI: likewise.
     w_index_BTJ: likewise.
     k: likewise.
-    key_start_BT: likewise.
-    key_end_BT: likewise.
     select_rows: (scores_RS, start_R, end_R, *, k) -> indices_RK.
+    key_start_BT: see `pallas_kernels.indexed_topk`.
+    key_end_BT: likewise.
+    target: where the indexer's kernel is to run.
 
   Raises:
     NotImplementedError: `select_rows` can't run here.
@@ -57,7 +84,7 @@ def indexed_topk(
   def chunk(
     q_BtJI: Array, w_BtJ: Array, start_Bt: Array, end_Bt: Array
   ) -> Array:
-    scores_BtS = _scores(q_BtJI, k_BSI, w_BtJ, start_Bt, end_Bt)
+    scores_BtS = _scores(q_BtJI, k_BSI, w_BtJ, start_Bt, end_Bt, target)
     t = scores_BtS.shape[1]
     indices_RK = select_rows(
       scores_BtS.reshape(B * t, S),
@@ -85,9 +112,12 @@ def _scores(
   w_BtJ: Array,
   start_Bt: Array,
   end_Bt: Array,
+  target: mosaic.Target,
 ) -> Array:
   try:
-    return indexer_kernel.score_chunk(q_BtJI, k_BSI, w_BtJ, start_Bt, end_Bt)
+    return mosaic_chunks.score_chunk(
+      q_BtJI, k_BSI, w_BtJ, start_Bt, end_Bt, target=target
+    )
   except NotImplementedError:
     return indexer_xla.lightning_indexer(
       q_BtJI, k_BSI, w_BtJ, key_start_BT=start_Bt, key_end_BT=end_Bt
