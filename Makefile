@@ -18,7 +18,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN \
 SKIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-slow test-all lint format env python clean
+.PHONY: help reproduce test test-slow test-exhaustive test-all lint format env python clean
 
 # $(call environment,EXTRAS) sets the shell variable python to the interpreter
 # of an environment that has them.
@@ -45,9 +45,14 @@ test: ## the test suite on one Python, without the slow tests
 # pytest exits with 5 when it selects no test: fine here, an error in `test`.
 test-slow: ## the tests marked slow, on one Python
 	@$(call environment,test tokenizers) && \
-	  { $(pytest) -m 'slow and not gpu' --timeout=900 $(ARGS) || \
+	  { $(pytest) -m 'slow and not gpu and not exhaustive' --timeout=900 \
+	      $(ARGS) || \
 	    { status=$$?; [ $$status = 5 ] || exit $$status; \
 	      echo 'no test is marked slow'; }; }
+
+test-exhaustive: ## every case of the tests that train on many devices; an hour
+	@$(call environment,test tokenizers) && \
+	  "$$python" -m pytest -q -m 'exhaustive and not gpu' --timeout=1800 $(ARGS)
 
 test-all: ## the suite on every Python found, and the slow tests on one
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' SKIP='$(SKIP)' sh tools/test_all

@@ -35,13 +35,14 @@ import os
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags
+
+from dsv32_jax.evaluation import turns
 
 RIVALS = pathlib.Path(__file__).parent / 'rivals'
 SIZES = {
@@ -81,45 +82,18 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-class Worker:
+class Worker(turns.Worker):
   """One side: a process that runs steps when told to."""
 
   def __init__(self, name: str, command: Sequence[str], log: pathlib.Path):
-    self.name = name
-    self.step_ms: list[float] = []
-    self._log = log
     environment = dict(os.environ, JAX_PLATFORMS='cpu', DECOUPLE_GCLOUD='TRUE')
-    with log.open('w') as stderr:
-      self._process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        env=environment,
-        text=True,
-      )
-    assert self._process.stdin
-    assert self._process.stdout
-    self._commands, self._answers = self._process.stdin, self._process.stdout
-    self.first = self._answer()
+    super().__init__(name, command, log, environment=environment)
+    self.step_ms: list[float] = []
+    self.first = self.answer()
 
   def run(self, steps: int) -> list[float]:
     """Milliseconds of each of `steps` further steps."""
-    print(steps, file=self._commands, flush=True)
-    return self._answer()['step_ms']
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._commands.close()
-    self._process.wait()
-
-  def _answer(self) -> dict:
-    for line in self._answers:
-      # MaxText prints more than it is asked for.
-      if line.startswith('{'):
-        return json.loads(line)
-    tail = ''.join(self._log.read_text().splitlines(True)[-15:])
-    raise RuntimeError(f'{self.name} ended:\n{tail}')
+    return self.ask(steps)['step_ms']
 
 
 def start(

@@ -3,18 +3,23 @@
     python experiments/evaluate.py --workdir=runs/quick
 
 Reads the configuration that the run was started with. With other settings of
-the evaluation: --rows=64 --recall_rows=64 --seq_lens=256,512.
+the evaluation: --rows=64 --recall_rows=64 --seq_lens=256,512. On other devices
+than the run was on: --mesh=data=1, or --mesh=expert=2,fsdp=2
+--mesh_rules=fsdp_expert.
 """
 
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
 from dsv32_jax.config import convert
-from dsv32_jax.config.training import RunConfig
+from dsv32_jax.config.training import MeshConfig, RunConfig
 from dsv32_jax.evaluation import report, results
+from dsv32_jax.sharding.planning import request
+from dsv32_jax.sharding.rules import RULE_SETS
 from dsv32_jax.training import flags as run_flags
 
 _WORKDIR = flags.DEFINE_string(
@@ -23,6 +28,12 @@ _WORKDIR = flags.DEFINE_string(
 _ROWS = flags.DEFINE_integer('rows', None, 'Text rows a length.')
 _RECALL_ROWS = flags.DEFINE_integer('recall_rows', None, 'Rows a distance.')
 _SEQ_LENS = flags.DEFINE_list('seq_lens', None, 'Lengths of the text rows.')
+_MESH = flags.DEFINE_string(
+  'mesh', None, "Axes with sizes, fsdp=4,expert=2; the run's own if not given."
+)
+_RULES = flags.DEFINE_enum(
+  'mesh_rules', 'fsdp', sorted(RULE_SETS), 'Rule set, with --mesh.'
+)
 _DISTANCES = flags.DEFINE_list('distances', None, 'Recall distances, tokens.')
 
 
@@ -47,6 +58,11 @@ def main(argv: list[str]) -> None:
       **{name: value for name, value in changes.items() if value},
     ),
   )
+  if _MESH.value is not None:
+    sizes: Any = {'data': 1} | request.parse_mesh(_MESH.value)
+    rules: Any = _RULES.value
+    mesh = MeshConfig(rules=rules, **sizes)
+    config = dataclasses.replace(config, mesh=mesh)
   report.write(workdir, results.collect(config, workdir))
 
 

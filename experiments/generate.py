@@ -8,15 +8,23 @@ r"""Continues a prompt with a trained or a downloaded model.
 The checkpoint is the directory of a stage (WORKDIR/stages/NAME) or a Hugging
 Face directory (config.json and safetensors). Each new token costs one pass over
 that token alone: the rest is read from the latent and indexer-key caches.
+
+On several devices: --mesh=expert=2,tensor=2 (docs/sharding.md).
 """
 
 import pathlib
 import sys
 import time
+from typing import Any
 
 from absl import flags
 
 from dsv32_jax import DENSE, SPARSE, checkpoints, data, inference
+from dsv32_jax.config.training import MeshConfig
+from dsv32_jax.sharding import mesh as mesh_lib
+from dsv32_jax.sharding import parallel
+from dsv32_jax.sharding.planning import request
+from dsv32_jax.sharding.rules import RULE_SETS
 from dsv32_jax.training import flags as run_flags
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -39,15 +47,30 @@ _TOKENIZER = flags.DEFINE_string(
   'tokenizer', None, "Directory of a tokenizer.json; the checkpoint's own if "
   'not given.'
 )  # fmt: skip
+_MESH = flags.DEFINE_string(
+  'mesh', 'data=1', 'Axes with sizes: expert=2,tensor=2.'
+)
+_RULES = flags.DEFINE_enum(
+  'mesh_rules', 'decode_expert', sorted(RULE_SETS), 'How the mesh is used.'
+)
 _IGNORE_EOS = flags.DEFINE_bool('ignore_eos', False, 'Go on after the end.')
 
 
 def main(argv: list[str]) -> None:
   del argv
-  path = pathlib.Path(_CHECKPOINT.value)
+  rules: Any = _RULES.value
+  sizes: Any = {'data': 1} | request.parse_mesh(_MESH.value)
+  layout = mesh_lib.make_parallel(MeshConfig(rules=rules, **sizes))
+  with parallel.use(layout):
+    _generate(pathlib.Path(_CHECKPOINT.value), layout)
+
+
+def _generate(path: pathlib.Path, layout: parallel.Parallel | None) -> None:
   is_hf = (path / 'config.json').is_file()
   model, variables = (
-    checkpoints.load_hf(path) if is_hf else checkpoints.load_stage(path)
+    checkpoints.load_hf(path, parallel=layout)
+    if is_hf
+    else checkpoints.load_stage(path, layout)
   )
   home = path if is_hf else path.absolute().parents[1] / 'tokenizer'
   if (_PROMPT.value is None) == (_PROMPT_IDS.value is None):

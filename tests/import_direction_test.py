@@ -25,13 +25,40 @@ MAY_IMPORT: dict[str, set[str]] = {
   'chat': set(),
   'functional': {'pallas_kernels'},
   'sharding.axes': set(),
-  'sharding.expert_parallel': {'sharding.axes', 'config', 'functional'},
+  'sharding.rules': {'sharding.axes'},
+  'sharding.parallel': {'sharding.axes', 'sharding.rules'},
+  'sharding.zigzag': set(),
+  # The regions that say themselves how devices talk to each other: what a
+  # module may know of sharding, with the three above.
+  'sharding.attention_region': {
+    'sharding.axes',
+    'sharding.parallel',
+    'sharding.zigzag',
+  },
+  'sharding.embedding_region': {
+    'sharding.axes',
+    'sharding.parallel',
+    'sharding.zigzag',
+  },
+  'sharding.expert_parallel': {
+    'sharding.axes',
+    'sharding.parallel',
+    'config',
+    'functional',
+  },
   'sharding': {
     'sharding.axes',
+    'sharding.rules',
+    'sharding.parallel',
+    'sharding.zigzag',
+    'sharding.attention_region',
+    'sharding.embedding_region',
     'sharding.expert_parallel',
     'config',
     'functional',
   },
+  # Reads shapes of whole models and optimizers, so it stands above them.
+  'sharding.planning': {'training', 'evaluation'},
   'data': {'config', 'chat'},
   'losses': {'functional', 'pallas_kernels'},
   'modules': {
@@ -39,6 +66,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     'functional',
     'losses',
     'sharding.axes',
+    'sharding.parallel',
+    'sharding.zigzag',
+    'sharding.attention_region',
+    'sharding.embedding_region',
     'sharding.expert_parallel',
     'pallas_kernels',
   },

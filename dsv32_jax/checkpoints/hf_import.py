@@ -11,7 +11,6 @@ import os
 import pathlib
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,9 @@ from dsv32_jax.checkpoints import hf_mapping, hf_table
 from dsv32_jax.config import presets
 from dsv32_jax.config.model import ModelConfig
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import parallel as parallel_lib
+from dsv32_jax.sharding import specs
+from dsv32_jax.sharding.parallel import Parallel
 
 _DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
 _MAX_LISTED = 5
@@ -40,6 +42,7 @@ def load_hf(
   *,
   scan_layers: bool = True,
   mtp: bool | None = None,
+  parallel: Parallel | None = None,
 ) -> tuple[DeepSeekV32, dict]:
   """Loads an unquantised DeepSeek-V3.2 checkpoint.
 
@@ -58,6 +61,7 @@ def load_hf(
     scan_layers: layout of the variables; False for decoding with a cache.
     mtp: load the multi-token prediction layer; None loads it if both the
       config and the files have one. Its tensors are skipped otherwise.
+    parallel: lays the variables out; each device gets its own part of each.
 
   Returns:
     The model, computing in the checkpoint's dtype, and {'params': ...,
@@ -79,7 +83,7 @@ def load_hf(
   wanted = list(hf_mapping.tensors(cfg, fused_experts=fused))
   _check(root, cfg, wanted, stored)
   model = DeepSeekV32(cfg)
-  return model, _read(model, wanted, stored)
+  return model, _read(model, wanted, stored, parallel)
 
 
 def _read_json(path: pathlib.Path) -> dict:
@@ -196,10 +200,12 @@ def _read(
   model: DeepSeekV32,
   wanted: list[hf_mapping.Tensor],
   stored: dict[str, _Stored],
+  parallel: Parallel | None,
 ) -> dict:
   """Fills the model's variables, a file at a time."""
+  shapes = variable_shapes(model, parallel)
   variables = jax.tree.map(
-    lambda leaf: np.empty(leaf.shape, leaf.dtype), variable_shapes(model)
+    lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes
   )
   by_file: dict[pathlib.Path, list[hf_mapping.Tensor]] = {}
   for tensor in wanted:
@@ -214,15 +220,22 @@ def _read(
           for key in target.path:
             leaf = leaf[key]
           leaf[target.index] = part
-  return jax.tree.map(jnp.asarray, variables)
-
-
-def variable_shapes(model: DeepSeekV32) -> dict[str, Any]:
-  """Shape and dtype of every variable, without making one."""
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  if parallel is None:
+    return jax.tree.map(jnp.asarray, variables)
+  return jax.tree.map(
+    lambda leaf, shape: jax.device_put(leaf, shape.sharding), variables, shapes
   )
-  variables = dict(nn.meta.unbox(shapes))
+
+
+def variable_shapes(
+  model: DeepSeekV32, parallel: Parallel | None = None
+) -> dict[str, Any]:
+  """Shape, dtype and sharding of every variable, without making one."""
+  with parallel_lib.use(None):
+    boxed = jax.eval_shape(
+      model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    )
+  variables = dict(specs.with_shardings(boxed, parallel))
   variables.setdefault(hf_table.ROUTER_BIAS, {})
   return variables
 

@@ -3,6 +3,9 @@
 One directory a stage holds `step_00000100/`, `step_00000200/` and so on. Each
 is written by Orbax in the background, then sealed (see `integrity`). Training
 continues from the newest one that is sealed and undamaged.
+
+With several processes all write their parts; what concerns a directory as a
+whole (room, seals, removals, which one is sound) is process 0's.
 """
 
 import concurrent.futures
@@ -12,10 +15,10 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from dsv32_jax.checkpoints import arrays, integrity, reading
+from dsv32_jax.sharding.hosts import agreement
 
 # Orbax's own files and the manifest, beside the arrays.
 _OVERHEAD = 1 << 20
@@ -87,6 +90,9 @@ class CheckpointManager:
       CheckpointError: with the free and the needed space.
     """
     size = arrays.num_bytes(state) + _OVERHEAD
+    agreement.from_main(lambda: self._check_space(size))
+
+  def _check_space(self, size: int) -> None:
     count = max(self._keep + 1 - len(self.sealed_steps()), 1)
     free = shutil.disk_usage(_existing_parent(self.directory)).free
     if free < count * size:
@@ -112,13 +118,8 @@ class CheckpointManager:
     """
     self.wait()
     path = reading.path_of(self.directory, step)
-    if path.exists():
-      if integrity.is_sealed(path) and step not in self._damaged:
-        raise reading.CheckpointError(
-          f'{path}: exists, expected no checkpoint there'
-        )
-      _remove(path)
-      self._damaged.discard(step)
+    agreement.from_main(lambda: self._make_way(step))
+    self._damaged.discard(step)
     leaves = arrays.named_leaves(state)
     record = {
       'step': step,
@@ -127,9 +128,6 @@ class CheckpointManager:
     }
     stored = {path: leaf for path, leaf in leaves.items() if leaf.size}
     try:
-      self.directory.mkdir(parents=True, exist_ok=True)
-      if jax.process_index() == 0:
-        _remove_unfinished(self.directory)
       self._checkpointer.save(
         path,
         args=ocp.args.Composite(
@@ -140,6 +138,21 @@ class CheckpointManager:
     except Exception as error:
       raise self._failure(step, error) from error
     self._sealing = self._worker.submit(self._finish, step)
+
+  def _make_way(self, step: int) -> None:
+    """Removes what is in the way of a save."""
+    path = reading.path_of(self.directory, step)
+    if path.exists():
+      if integrity.is_sealed(path) and step not in self._damaged:
+        raise reading.CheckpointError(
+          f'{path}: exists, expected no checkpoint there'
+        )
+      _remove(path)
+    try:
+      self.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise self._failure(step, error) from error
+    _remove_unfinished(self.directory)
 
   def poll(self) -> None:
     """Raises the error of a save that failed meanwhile; returns at once."""
@@ -201,11 +214,11 @@ class CheckpointManager:
     path = reading.path_of(self.directory, step)
     try:
       self._checkpointer.wait_until_finished()
-      if jax.process_index() == 0:
+      if agreement.is_main():
         integrity.seal(path)
     except Exception as error:
       raise self._failure(step, error) from error
-    if jax.process_index() == 0:
+    if agreement.is_main():
       self._prune()
 
   def _prune(self) -> None:
@@ -220,9 +233,10 @@ class CheckpointManager:
     """One line on a failed save; makes room by removing what it left."""
     path = reading.path_of(self.directory, step)
     free = shutil.disk_usage(_existing_parent(self.directory)).free
-    if not integrity.is_sealed(path):
-      shutil.rmtree(path, ignore_errors=True)
-    _remove_unfinished(self.directory)
+    if agreement.is_main():
+      if not integrity.is_sealed(path):
+        shutil.rmtree(path, ignore_errors=True)
+      _remove_unfinished(self.directory)
     steps = self.sealed_steps()
     left = f'step {steps[-1]} is intact' if steps else 'there is no earlier one'
     return reading.CheckpointError(

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dsv32_jax.checkpoints import arrays, integrity
+from dsv32_jax.sharding.hosts import agreement
 
 Report = Callable[[str], None]
 
@@ -182,7 +183,7 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
     return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
   sharding = leaf.sharding
   if sharding is None:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return ocp.ArrayRestoreArgs(
     restore_type=jax.Array,
     sharding=sharding,
@@ -216,7 +217,7 @@ def _find(path: pathlib.Path, report: Report) -> pathlib.Path:
   if _NAME.fullmatch(path.name):
     if not path.is_dir():
       raise CheckpointError(f'{path}: not found, expected a checkpoint')
-    bad = _problem(path)
+    bad = agreement.from_main(lambda: _problem(path))
     if bad is not None:
       raise CheckpointError(f'{path}: {bad}')
     return path
@@ -239,8 +240,21 @@ def newest_sound(
 ) -> tuple[pathlib.Path | None, set[int]]:
   """The newest undamaged checkpoint, and the damaged steps after it.
 
-  `without` says in the report what follows if there is none.
+  Process 0 reads the files, and tells the others what it found: all restore the
+  same step. `without` says in the report what follows if there is none.
   """
+
+  def find() -> tuple[str | None, list[int]]:
+    found, damaged = _newest_sound(directory, report, without)
+    return None if found is None else str(found), sorted(damaged)
+
+  path, damaged = agreement.from_main(find)
+  return None if path is None else pathlib.Path(path), set(damaged)
+
+
+def _newest_sound(
+  directory: pathlib.Path, report: Report, without: str
+) -> tuple[pathlib.Path | None, set[int]]:
   problems: list[tuple[pathlib.Path, str]] = []
   damaged: set[int] = set()
   found = None

@@ -7,13 +7,17 @@ from dsv32_jax.checkpoints.reading import load_params, read_extra
 from dsv32_jax.config import convert
 from dsv32_jax.config.model import ModelConfig
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding.parallel import Parallel
 
 
-def load_stage(path: str | os.PathLike) -> tuple[DeepSeekV32, dict]:
+def load_stage(
+  path: str | os.PathLike, parallel: Parallel | None = None
+) -> tuple[DeepSeekV32, dict]:
   """Loads the newest sound checkpoint of a training stage.
 
   Args:
     path: directory of a stage (WORKDIR/stages/NAME), or of one checkpoint.
+    parallel: lays the variables out, however they were when they were saved.
 
   Returns:
     The model as the stage trained it (every checkpoint records its
@@ -30,4 +34,4 @@ def load_stage(path: str | os.PathLike) -> tuple[DeepSeekV32, dict]:
       "'model', the configuration of its model"
     )
   model = DeepSeekV32(convert.from_dict(ModelConfig, extra['model']))
-  return model, load_params(path, variable_shapes(model)).state
+  return model, load_params(path, variable_shapes(model, parallel)).state

@@ -11,6 +11,13 @@ from dsv32_jax.config.model import (
   check_types,
 )
 
+RuleSetName = Literal[
+  'fsdp',
+  'fsdp_expert',
+  'fsdp_expert_context',
+  'fsdp_tensor_expert',
+  'decode_expert',
+]
 StageKind = Literal[
   'pretrain', 'context_extension', 'dense_warmup', 'sparse_training'
 ]
@@ -33,6 +40,8 @@ class OptimizerConfig:
     weight_decay: decoupled; not applied to vectors (norms, biases).
     clip_norm: global norm of this group's gradient; main model and indexer are
       clipped apart (spec section 5.2).
+    moment_dtype: type in which both of Adam's moments are kept between steps;
+      'bfloat16' halves their memory. They are computed with in float32.
   """
 
   peak_learning_rate: float = 3e-4
@@ -44,6 +53,7 @@ class OptimizerConfig:
   eps: float = 1e-8
   weight_decay: float = 0.1
   clip_norm: float = 1.0
+  moment_dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
     check_types(self)
@@ -144,15 +154,43 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """Devices. `data` = -1 takes all there are."""
+  """Devices along each mesh axis, and the rules that lay arrays out over them.
 
+  One axis may be -1: it takes the devices that the others leave.
+
+  Attributes:
+    rules: a rule set of `dsv32_jax.sharding.rules`.
+    data: copies of the model, each with its own rows of a batch.
+    fsdp: parameters and rows of a batch are cut over it.
+    expert: experts (and rows of a batch) are cut over it.
+    context: tokens of a sequence are cut over it.
+    tensor: heads and hidden widths are cut over it.
+    exchange: how tokens reach the devices of their experts: 'dense' sends
+      buffers with room for imbalance whole, on every backend; 'ragged' what is
+      filled of them, on GPUs of one host. Results are the same.
+  """
+
+  rules: RuleSetName = 'fsdp'
   data: int = -1
+  fsdp: int = 1
+  expert: int = 1
+  context: int = 1
+  tensor: int = 1
+  exchange: Literal['dense', 'ragged'] = 'dense'
 
   def __post_init__(self):
     check_types(self)
+    names = ('data', 'fsdp', 'expert', 'context', 'tensor')
+    for name in names:
+      value = getattr(self, name)
+      _require(
+        value == -1 or value >= 1,
+        f'mesh.{name}: got {value}, expected -1 or at least 1',
+      )
+    rest = [name for name in names if getattr(self, name) == -1]
     _require(
-      self.data == -1 or self.data >= 1,
-      f'mesh.data: got {self.data}, expected -1 or at least 1',
+      len(rest) <= 1,
+      f'mesh: got -1 for {" and ".join(rest)}, expected it for at most one',
     )
 
 

@@ -136,32 +136,27 @@ def train_iterator(
   *,
   vocab_size: int,
   run_seed: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  process_rows: tuple[int, int] | None = None,
 ) -> BatchIterator:
   """Builds the training batches of a stage.
 
   The mixture is exact, not drawn: of any n rows in sequence each kind has its
-  share to within a row or two. The batch of all processes together does not
-  depend on their number; each process gets consecutive rows of it.
+  share to within a row or two. The batch of all processes together, and the
+  saved place, do not depend on their number; each process gets consecutive rows
+  of it, and several may get the same.
 
   Args:
     config: the stage's data.
     corpora: of the same sources (`load_corpora`).
     vocab_size: of the model.
     run_seed: of the run; with `config.seed` it decides every order.
-    process_index: of this process.
-    process_count: processes that share a batch.
+    process_rows: first row and number of rows that this process takes of each
+      batch (`sharding.process_rows`); None takes all.
 
   Raises:
-    ValueError: if the batch does not divide among the processes, the recall
-      task's ids do not fit the vocabulary, or a length range has no document.
+    ValueError: if the rows are not of the batch, the recall task's ids do not
+      fit the vocabulary, or a length range has no document.
   """
-  if config.batch_size % process_count:
-    raise ValueError(
-      f'batch_size: got {config.batch_size}, expected a multiple of the '
-      f'{process_count} processes'
-    )
   seed = _mixed_seed(run_seed, config.seed)
   parts: list[tuple[Any, float]] = []
   if config.recall.share < 1:
@@ -191,12 +186,14 @@ def train_iterator(
     [grain.MapDataset.source(rows) for rows, _ in parts],
     weights=[share for _, share in parts],
   )
-  local = config.batch_size // process_count
+  start, local = process_rows or (0, config.batch_size)
+  if not 0 <= start < start + local <= config.batch_size:
+    raise ValueError(
+      f'process_rows: got {local} from {start} on, expected rows of the batch '
+      f'of {config.batch_size}'
+    )
   shard = ProcessRows(
-    mixed,
-    batch_size=config.batch_size,
-    start=process_index * local,
-    local=local,
+    mixed, batch_size=config.batch_size, start=start, local=local
   )
   # Rows are slices of arrays in memory; Grain's reading threads would only
   # contend for the interpreter lock.

@@ -15,6 +15,8 @@ from jaxtyping import Array
 from dsv32_jax.config.model import AttentionMode
 from dsv32_jax.losses import language_model
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import parallel, sequences, specs
+from dsv32_jax.sharding.parallel import Parallel
 
 _KEYS = ('tokens', 'targets', 'segment_ids', 'positions')
 
@@ -64,12 +66,13 @@ def held_out_loss(
   for index, rows in enumerate(batches):
     ce_BT, per_token = _token_losses(
       variables,
-      {name: rows[name] for name in _KEYS},
+      specs.padded_rows({name: rows[name] for name in _KEYS}),
       jax.random.fold_in(jax.random.key(seed), index),
       model=model,
       attention=attention,
+      layout=parallel.active(),
     )
-    losses.append(np.asarray(ce_BT, np.float64))
+    losses.append(np.asarray(ce_BT, np.float64)[: len(rows['tokens'])])
     weights.append(np.asarray(rows['loss_weight']) > 0)
     pairs.append(float(per_token))
   if not losses:
@@ -87,8 +90,9 @@ def held_out_loss(
   )
 
 
-# At module level and static in the model: one compilation serves every caller.
-@functools.partial(jax.jit, static_argnames=('model', 'attention'))
+# At module level and static in the model: one compilation serves every caller
+# (under the same layout).
+@functools.partial(jax.jit, static_argnames=('model', 'attention', 'layout'))
 def _token_losses(
   variables: dict,
   rows: Mapping[str, Array],
@@ -96,16 +100,25 @@ def _token_losses(
   *,
   model: DeepSeekV32,
   attention: AttentionMode,
+  layout: Parallel | None,
 ) -> tuple[Array, Array]:
   """Each token's loss [B, T], and attended pairs a token and layer."""
+  del layout
+  inputs = sequences.model_inputs(
+    rows['tokens'], rows['segment_ids'], rows['positions']
+  )
   output = model.apply(
     variables,
-    rows['tokens'],
-    segment_ids_BT=rows['segment_ids'],
-    positions_BT=rows['positions'],
+    inputs.tokens_BT,
     attention=attention,
     rngs={'selection': key},
+    **inputs.arguments(),
   )  # pyrefly: ignore
-  ce_BT = language_model.cross_entropy(output.logits_BTV, rows['targets'])
+  ce_BT = language_model.cross_entropy(
+    output.logits_BTV, sequences.arranged(rows['targets'])
+  )
   valid = jnp.sum(rows['segment_ids'] > 0)
-  return ce_BT, jnp.mean(output.num_pairs_L) / valid
+  return (
+    parallel.constrain(sequences.natural(ce_BT), None, None),
+    jnp.mean(output.num_pairs_L) / valid,
+  )

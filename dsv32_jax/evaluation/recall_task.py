@@ -16,6 +16,8 @@ from jaxtyping import Array
 from dsv32_jax.config.model import AttentionMode
 from dsv32_jax.data import RecallBatch
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import parallel, sequences, specs
+from dsv32_jax.sharding.parallel import Parallel
 
 
 def recall_accuracy(
@@ -47,7 +49,12 @@ def recall_accuracy(
     for index, part in enumerate(parts):
       key = jax.random.fold_in(jax.random.key(seed), index)
       best_BT = _best_tokens(
-        variables, part.batch['tokens'], key, model=model, attention=attention
+        variables,
+        specs.padded_rows({'tokens': part.batch['tokens']})['tokens'],
+        key,
+        model=model,
+        attention=attention,
+        layout=parallel.active(),
       )
       found = np.asarray(best_BT)[part.row, part.position]
       right += int((found == part.answer).sum())
@@ -56,7 +63,7 @@ def recall_accuracy(
   return accuracy
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'attention'))
+@functools.partial(jax.jit, static_argnames=('model', 'attention', 'layout'))
 def _best_tokens(
   variables: dict,
   tokens_BT: Array,
@@ -64,9 +71,23 @@ def _best_tokens(
   *,
   model: DeepSeekV32,
   attention: AttentionMode,
+  layout: Parallel | None,
 ) -> Array:
   """Arg max of the next-token logits, int32 [B, T]."""
+  del layout
+  inputs = sequences.model_inputs(
+    tokens_BT,
+    jnp.ones_like(tokens_BT),
+    jnp.broadcast_to(
+      jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
+    ),
+  )
   output = model.apply(
-    variables, tokens_BT, attention=attention, rngs={'selection': key}
+    variables,
+    inputs.tokens_BT,
+    attention=attention,
+    rngs={'selection': key},
+    **inputs.arguments(),
   )  # pyrefly: ignore
-  return jnp.argmax(output.logits_BTV, axis=-1)
+  best_BT = sequences.natural(jnp.argmax(output.logits_BTV, axis=-1))
+  return parallel.constrain(best_BT, None, None)

@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
-
 from dsv32_jax import data
 from dsv32_jax.checkpoints import load_params
+from dsv32_jax.checkpoints.hf_import import variable_shapes
 from dsv32_jax.config.model import AttentionMode
 from dsv32_jax.config.training import RunConfig, StageConfig
 from dsv32_jax.evaluation import (
@@ -27,6 +24,8 @@ from dsv32_jax.evaluation import (
   selection_recall,
 )
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import mesh as mesh_lib
+from dsv32_jax.sharding import parallel as parallel_lib
 
 SELECTOR_NAMES = ('indexer', 'oracle', 'window', 'random')
 _TRAINED_WITH = {
@@ -105,14 +104,9 @@ class _Reader:
   def trained(self, name: str) -> _Trained:
     """A finished stage."""
     model = DeepSeekV32(self.config.stage_model(name))
-
-    def fresh() -> dict:
-      tokens_BT = jnp.zeros((1, 8), jnp.int32)
-      variables = model.init(jax.random.key(0), tokens_BT)
-      return {'router_bias': {}} | dict(nn.meta.unbox(variables))
-
     state = load_params(
-      self.workdir / 'stages' / name, jax.eval_shape(fresh)
+      self.workdir / 'stages' / name,
+      variable_shapes(model, parallel_lib.active()),
     ).state
     return _Trained(
       stage=self.config.stages[name], model=model, variables=state
@@ -159,10 +153,10 @@ class _Reader:
 
 
 def collect(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
-  """Evaluates a finished run.
+  """Evaluates a finished run, under the layout of `config.mesh`.
 
   Args:
-    config: of the run.
+    config: of the run; the mesh may be another one.
     workdir: where its stages are.
 
   Returns:
@@ -171,7 +165,11 @@ def collect(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     and way of training), `recall` (accuracy by distance), `cost` (pairs and
     FLOPs). Parts whose stages are not in the recipe are left out.
   """
-  workdir = workdir.absolute()
+  with parallel_lib.use(mesh_lib.make_parallel(config.mesh)):
+    return _collect(config, workdir.absolute())
+
+
+def _collect(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   reader = _Reader(config, workdir)
   found: dict[str, Any] = {
     'stages': _stages(config, workdir),

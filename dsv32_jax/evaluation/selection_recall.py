@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 import pallas_kernels
@@ -26,6 +27,8 @@ from dsv32_jax.modules import selectors
 from dsv32_jax.modules.dsa import AttentionTrace
 from dsv32_jax.modules.rope import softmax_scale
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import parallel, specs
+from dsv32_jax.sharding.parallel import Parallel
 from pallas_kernels import topk_selector
 
 SELECTORS = ('indexer', 'oracle', 'window', 'random')
@@ -68,13 +71,11 @@ class SelectionQuality:
     }
 
 
-# Static in the model: one compilation serves training runs and reports alike.
-@functools.partial(jax.jit, static_argnames=('model', 'k'))
 def selection_quality(
   model: DeepSeekV32,
   variables: dict,
-  tokens_BT: Int[Array, 'B T'],
-  segment_ids_BT: Int[Array, 'B T'],
+  tokens_BT: Int[Array | np.ndarray, 'B T'],
+  segment_ids_BT: Int[Array | np.ndarray, 'B T'],
   key: Array,
   *,
   k: int | None = None,
@@ -92,6 +93,33 @@ def selection_quality(
   Returns:
     Sums over rows for each main layer.
   """
+  rows = specs.padded_rows(
+    {'tokens': np.asarray(tokens_BT), 'segment_ids': np.asarray(segment_ids_BT)}
+  )
+  return _selection_quality(
+    variables,
+    rows['tokens'],
+    rows['segment_ids'],
+    key,
+    model=model,
+    k=model.cfg.index_topk if k is None else k,
+    layout=parallel.active(),
+  )
+
+
+# Static in the model: one compilation serves training runs and reports alike.
+@functools.partial(jax.jit, static_argnames=('model', 'k', 'layout'))
+def _selection_quality(
+  variables: dict,
+  tokens_BT: Array,
+  segment_ids_BT: Array,
+  key: Array,
+  *,
+  model: DeepSeekV32,
+  k: int,
+  layout: Parallel | None,
+) -> SelectionQuality:
+  del layout
   output = model.apply(
     variables,
     tokens_BT,
@@ -100,7 +128,6 @@ def selection_quality(
     compute_logits=False,
   )  # pyrefly: ignore
   start_BT, end_BT = masking.key_ranges(segment_ids_BT)
-  k = model.cfg.index_topk if k is None else k
   counted_BT = (end_BT - start_BT > k).astype(jnp.float32)
   layers = [
     _layer_quality(
@@ -114,9 +141,12 @@ def selection_quality(
     )
     for layer, trace in enumerate(output.trace_L)
   ]
-  return SelectionQuality(
+  quality = SelectionQuality(
     rows=jnp.sum(counted_BT),
     sums=jax.tree.map(lambda *values: jnp.stack(values), *layers),
+  )
+  return jax.tree.map(
+    lambda x: parallel.constrain(x, *([None] * x.ndim)), quality
   )
 
 

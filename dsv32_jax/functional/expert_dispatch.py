@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
+
+from dsv32_jax.functional import precision
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +29,7 @@ class ExpertOrder:
     pair_M: int32, the pair at each sorted row.
     row_NA: int32, the sorted row of each pair: the inverse of `pair_M`.
     group_sizes_E: int32, rows of each expert. Rows past their sum belong to
-      invalid tokens.
+      no expert.
   """
 
   # Any, as jax rebuilds pytrees with shapes, specs or stacked arrays inside.
@@ -37,23 +39,16 @@ class ExpertOrder:
 
 
 def sort_by_expert(
-  expert_index_NA: Int[Array, 'N A'],
-  *,
-  num_experts: int,
-  valid_N: Bool[Array, ' N'] | None = None,
+  expert_index_NA: Int[Array, 'N A'], *, num_experts: int
 ) -> ExpertOrder:
   """Sorts (token, expert) pairs by expert.
 
   Args:
-    expert_index_NA: experts of each token, in 0..E-1.
+    expert_index_NA: experts of each token, in 0..E-1; E for a pair that does
+      not take part: it comes last, and no expert spends time on it.
     num_experts: E.
-    valid_N: tokens that take part, None for all. The pairs of the others come
-      last and belong to no group, so no expert spends time on padding.
   """
-  expert_NA = expert_index_NA.astype(jnp.int32)
-  if valid_N is not None:
-    expert_NA = jnp.where(valid_N[:, None], expert_NA, num_experts)
-  expert_M = expert_NA.reshape(-1)
+  expert_M = expert_index_NA.astype(jnp.int32).reshape(-1)
   pair_M = jnp.argsort(expert_M, stable=True).astype(jnp.int32)
   row_M = jnp.zeros_like(pair_M)
   row_M = row_M.at[pair_M].set(
@@ -99,8 +94,9 @@ def combine(
     order: from `sort_by_expert`.
 
   Returns:
-    float32, whatever the inputs: the shared experts' output is added before
-    the one cast (a float32 island). Differentiable in `y_MD` and `gate_NA`.
+    At least float32, whatever the inputs: the shared experts' output is added
+    before the one cast (a float32 island). Differentiable in `y_MD` and
+    `gate_NA`.
   """
   return _combine(y_MD, gate_NA, order.pair_M, order.row_NA)
 
@@ -122,9 +118,10 @@ def _permute_forward(x_ND: Array, pair_M: Array, row_NA: Array):
 def _permute_backward(row_NA: Array, dx_MD: Array):
   # A terms in a loop: one fused pass, where a gather of [N, A, D] would be
   # held whole.
-  dx_ND = _rows(dx_MD, row_NA[:, 0]).astype(jnp.float32)
+  wide = precision.accumulator(dx_MD.dtype)
+  dx_ND = _rows(dx_MD, row_NA[:, 0]).astype(wide)
   for a in range(1, row_NA.shape[1]):
-    dx_ND += _rows(dx_MD, row_NA[:, a]).astype(jnp.float32)
+    dx_ND += _rows(dx_MD, row_NA[:, a]).astype(wide)
   return dx_ND.astype(dx_MD.dtype), None, None
 
 
@@ -135,10 +132,11 @@ _permute.defvjp(_permute_forward, _permute_backward)
 def _combine(
   y_MD: Array, gate_NA: Array, pair_M: Array, row_NA: Array
 ) -> Array:
-  gate_NA = gate_NA.astype(jnp.float32)
-  out_ND = _rows(y_MD, row_NA[:, 0]).astype(jnp.float32) * gate_NA[:, :1]
+  wide = precision.accumulator(y_MD.dtype)
+  gate_NA = gate_NA.astype(wide)
+  out_ND = _rows(y_MD, row_NA[:, 0]).astype(wide) * gate_NA[:, :1]
   for a in range(1, row_NA.shape[1]):
-    y_ND = _rows(y_MD, row_NA[:, a]).astype(jnp.float32)
+    y_ND = _rows(y_MD, row_NA[:, a]).astype(wide)
     out_ND += y_ND * gate_NA[:, a : a + 1]
   return out_ND
 
@@ -151,11 +149,12 @@ def _combine_forward(y_MD: Array, gate_NA: Array, pair_M: Array, row_NA: Array):
 def _combine_backward(residuals, dout_ND: Array):
   y_MD, gate_NA, pair_M, row_NA = residuals
   num_choices = row_NA.shape[1]
-  gate_M = _rows(gate_NA.reshape(-1), pair_M).astype(jnp.float32)
+  wide = precision.accumulator(y_MD.dtype)
+  gate_M = _rows(gate_NA.reshape(-1), pair_M).astype(wide)
   dy_MD = _rows(dout_ND, pair_M // num_choices) * gate_M[:, None]
   dgate_NA = jnp.stack(
     [
-      jnp.sum(_rows(y_MD, row_NA[:, a]).astype(jnp.float32) * dout_ND, axis=-1)
+      jnp.sum(_rows(y_MD, row_NA[:, a]).astype(wide) * dout_ND, axis=-1)
       for a in range(num_choices)
     ],
     axis=-1,

@@ -1,7 +1,8 @@
 """Expert routing: scores, group-limited top-k and the bias correction.
 
-Letters: N tokens (any batch, flattened), E experts, A experts a token,
-g groups of E / g consecutive experts.
+Letters: E experts, A experts a token, g groups of E / g consecutive experts;
+before these any dims of a batch, which are never merged: dims cut over devices
+stay cut.
 
 Sources: DeepSeek-V3 (arXiv:2412.19437) Eq. 12-16 and section 2.1.2 for
 `noaux_tc`, DeepSeek-V2 (arXiv:2405.04434) section 2.2.2 for the rest.
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from dsv32_jax.functional import precision
+
 SCORING_FUNCS = ('sigmoid', 'softmax')
 TOPK_METHODS = ('noaux_tc', 'group_limited_greedy', 'greedy')
 
@@ -24,19 +27,19 @@ class Routing:
   """Which experts each token goes to, and with what weight.
 
   Attributes:
-    expert_index_NA: int32, distinct experts of a token, best first.
-    gate_NA: float32 weights of those experts, differentiable in the logits.
-    scores_NE: float32 unbiased scores of all experts.
+    expert_index: int32 [..., A], distinct experts of a token, best first.
+    gate: float32 [..., A], their weights, differentiable in the logits.
+    scores: float32 [..., E], the unbiased scores of all experts.
   """
 
   # Any, as jax rebuilds pytrees with shapes, specs or stacked arrays inside.
-  expert_index_NA: Any
-  gate_NA: Any
-  scores_NE: Any
+  expert_index: Any
+  gate: Any
+  scores: Any
 
 
 def route(
-  logits_NE: Float[Array, 'N E'],
+  logits: Float[Array, '*batch E'],
   bias_E: Float[Array, ' E'] | None,
   *,
   num_experts_per_tok: int,
@@ -54,8 +57,8 @@ def route(
   a 0 would win. Ties go to the lowest index.
 
   Args:
-    logits_NE: router outputs; computed in float32 by the caller, who also
-      keeps the router's matrix product in float32.
+    logits: router outputs; computed in float32 by the caller, who also keeps
+      the router's matrix product in float32.
     bias_E: `e_score_correction_bias`; None means zero. Only `noaux_tc` has it.
     num_experts_per_tok: A.
     n_group: number of groups the experts fall into.
@@ -71,7 +74,7 @@ def route(
     ValueError: an unknown name, sizes that do not fit each other, or a bias
       given to a method without one.
   """
-  num_experts = logits_NE.shape[1]
+  num_experts = logits.shape[-1]
   _check(
     num_experts=num_experts,
     num_experts_per_tok=num_experts_per_tok,
@@ -81,33 +84,31 @@ def route(
     topk_method=topk_method,
     has_bias=bias_E is not None,
   )
-  logits_NE = logits_NE.astype(jnp.float32)
+  logits = logits.astype(precision.accumulator(logits.dtype))
   if scoring_func == 'sigmoid':
-    scores_NE = jax.nn.sigmoid(logits_NE)
+    scores = jax.nn.sigmoid(logits)
   else:
-    scores_NE = jax.nn.softmax(logits_NE, axis=-1)
+    scores = jax.nn.softmax(logits, axis=-1)
 
-  choice_NE = jax.lax.stop_gradient(scores_NE)
+  choice = jax.lax.stop_gradient(scores)
   if bias_E is not None:
-    bias_E = jax.lax.stop_gradient(bias_E.astype(jnp.float32))
-    choice_NE = choice_NE + bias_E[None, :]
+    bias_E = jax.lax.stop_gradient(bias_E.astype(scores.dtype))
+    choice = choice + bias_E.reshape((1,) * (choice.ndim - 1) + bias_E.shape)
   if topk_method != 'greedy' and topk_group < n_group:
-    choice_NE = _drop_groups(
-      choice_NE,
+    choice = _drop_groups(
+      choice,
       n_group=n_group,
       topk_group=topk_group,
       num_counted=2 if topk_method == 'noaux_tc' else 1,
     )
-  expert_index_NA = top_experts(choice_NE, k=num_experts_per_tok)
-  gate_NA = gates(
-    scores_NE,
-    expert_index_NA,
+  expert_index = top_experts(choice, k=num_experts_per_tok)
+  gate = gates(
+    scores,
+    expert_index,
     routed_scaling_factor=routed_scaling_factor,
     norm_topk_prob=norm_topk_prob,
   )
-  return Routing(
-    expert_index_NA=expert_index_NA, gate_NA=gate_NA, scores_NE=scores_NE
-  )
+  return Routing(expert_index=expert_index, gate=gate, scores=scores)
 
 
 def top_experts(
@@ -140,58 +141,57 @@ def top_experts(
 
 
 def gates(
-  scores_NE: Float[Array, 'N E'],
-  expert_index_NA: Int[Array, 'N A'],
+  scores: Float[Array, '*batch E'],
+  expert_index: Int[Array, '*batch A'],
   *,
   routed_scaling_factor: int | float,
   norm_topk_prob: bool,
-) -> Float[Array, 'N A']:
+) -> Float[Array, '*batch A']:
   """Weights of experts that are already chosen (Eq. 13).
 
   Apart from `route` because a replayed routing brings its own experts and
   still needs weights that follow the current scores.
 
   Args:
-    scores_NE: unbiased scores.
-    expert_index_NA: experts of each token.
+    scores: unbiased scores.
+    expert_index: experts of each token.
     routed_scaling_factor: factor on the result.
     norm_topk_prob: divide by the sum over A.
 
   Returns:
-    float32 [N, A].
+    [..., A] in the scores' type.
   """
-  expert_E = jnp.arange(scores_NE.shape[1], dtype=expert_index_NA.dtype)
   # A masked sum rather than a gather: its gradient is a masked broadcast,
   # where a gather's is a scatter-add, slow on every backend.
-  chosen_NAE = expert_index_NA[:, :, None] == expert_E[None, None, :]
-  gate_NA = jnp.sum(jnp.where(chosen_NAE, scores_NE[:, None, :], 0.0), axis=-1)
+  chosen_AE = _is_expert(expert_index, scores.shape[-1])
+  gate = jnp.sum(jnp.where(chosen_AE, scores[..., None, :], 0.0), axis=-1)
   if norm_topk_prob:
     # Scores that all underflow would otherwise give 0 / 0.
-    gate_NA = gate_NA / (jnp.sum(gate_NA, axis=-1, keepdims=True) + 1e-20)
-  return gate_NA * routed_scaling_factor
+    gate = gate / (jnp.sum(gate, axis=-1, keepdims=True) + 1e-20)
+  return gate * routed_scaling_factor
 
 
 def expert_load(
-  expert_index_NA: Int[Array, 'N A'],
-  valid_N: Bool[Array, ' N'] | None,
+  expert_index: Int[Array, '*batch A'],
+  valid: Bool[Array, '*batch'] | None,
   *,
   num_experts: int,
 ) -> Int[Array, ' E']:
   """Counts the tokens that each expert receives.
 
   Args:
-    expert_index_NA: experts of each token.
-    valid_N: tokens to count, None for all; padding must not steer the bias.
+    expert_index: experts of each token.
+    valid: tokens to count, None for all; padding must not steer the bias.
     num_experts: E.
 
   Returns:
     int32 [E].
   """
-  expert_E = jnp.arange(num_experts, dtype=expert_index_NA.dtype)
-  hit_NAE = expert_index_NA[:, :, None] == expert_E[None, None, :]
-  if valid_N is not None:
-    hit_NAE = hit_NAE & valid_N[:, None, None]
-  return jnp.sum(hit_NAE, axis=(0, 1), dtype=jnp.int32)
+  hit_AE = _is_expert(expert_index, num_experts)
+  if valid is not None:
+    hit_AE = hit_AE & valid[..., None, None]
+  batch = tuple(range(hit_AE.ndim - 1))
+  return jnp.sum(hit_AE, axis=batch, dtype=jnp.int32)
 
 
 def update_bias(
@@ -218,22 +218,30 @@ def update_bias(
   )
 
 
+def _is_expert(
+  expert_index: Int[Array, '*batch A'], num_experts: int
+) -> Bool[Array, '*batch A E']:
+  """Whether a choice is this expert."""
+  shape = (*expert_index.shape, num_experts)
+  expert = jax.lax.broadcasted_iota(expert_index.dtype, shape, len(shape) - 1)
+  return expert_index[..., None] == expert
+
+
 def _drop_groups(
-  choice_NE: Array, *, n_group: int, topk_group: int, num_counted: int
+  choice: Array, *, n_group: int, topk_group: int, num_counted: int
 ) -> Array:
   """Sets the scores outside the best `topk_group` groups to -inf."""
-  num_tokens, num_experts = choice_NE.shape
-  choice_Nge = choice_NE.reshape(num_tokens, n_group, num_experts // n_group)
-  best_Ngc = top_experts(choice_Nge, k=num_counted)
-  member = jnp.arange(choice_Nge.shape[-1], dtype=jnp.int32)
-  is_counted_Ngce = best_Ngc[..., None] == member[None, None, None, :]
-  is_counted_Nge = jnp.any(is_counted_Ngce, axis=2)
-  rank_Ng = jnp.sum(jnp.where(is_counted_Nge, choice_Nge, 0.0), axis=-1)
-  kept_Nk = top_experts(rank_Ng, k=topk_group)
-  group_g = jnp.arange(n_group, dtype=jnp.int32)
-  keep_Ng = jnp.any(kept_Nk[:, :, None] == group_g[None, None, :], axis=1)
-  choice_Nge = jnp.where(keep_Ng[:, :, None], choice_Nge, -jnp.inf)
-  return choice_Nge.reshape(num_tokens, num_experts)
+  *batch, num_experts = choice.shape
+  # [..., groups, experts of a group]; beside them c counted, k kept.
+  choice_ge = choice.reshape(*batch, n_group, num_experts // n_group)
+  best_gc = top_experts(choice_ge, k=num_counted)
+  is_counted_gce = _is_expert(best_gc, choice_ge.shape[-1])
+  is_counted_ge = jnp.any(is_counted_gce, axis=-2)
+  rank_g = jnp.sum(jnp.where(is_counted_ge, choice_ge, 0.0), axis=-1)
+  kept_k = top_experts(rank_g, k=topk_group)
+  keep_g = jnp.any(_is_expert(kept_k, n_group), axis=-2)
+  choice_ge = jnp.where(keep_g[..., None], choice_ge, -jnp.inf)
+  return choice_ge.reshape(choice.shape)
 
 
 def _check(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from dsv32_jax.config.model import SPARSE, AttentionMode, ModelConfig
 from dsv32_jax.functional import latent_cache
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import parallel, specs
 
 CHUNK = 512
 _SMALLEST_CHUNK = 16
@@ -46,23 +47,33 @@ class DecodeState:
 def init_state(cfg: ModelConfig, *, batch: int, capacity: int) -> DecodeState:
   """Empty caches for `batch` requests of at most `capacity` tokens each.
 
+  Under a layout each device makes the caches of its own requests.
+
   Raises:
     ValueError: for a model without an indexer (its keys are cached too).
   """
   cfg.require_indexer()
-  return DecodeState(
-    caches=tuple(
-      latent_cache.init(
-        batch=batch,
-        capacity=capacity,
-        latent_dim=cfg.latent_dim,
-        index_dim=cfg.index_head_dim,
-        dtype=jnp.dtype(cfg.precision.compute),
-      )
-      for _ in range(cfg.num_hidden_layers)
-    ),
-    length_B=jnp.zeros((batch,), jnp.int32),
-  )
+
+  def init() -> DecodeState:
+    return DecodeState(
+      caches=tuple(
+        latent_cache.init(
+          batch=batch,
+          capacity=capacity,
+          latent_dim=cfg.latent_dim,
+          index_dim=cfg.index_head_dim,
+          dtype=jnp.dtype(cfg.precision.compute),
+        )
+        for _ in range(cfg.num_hidden_layers)
+      ),
+      length_B=jnp.zeros((batch,), jnp.int32),
+    )
+
+  layout = parallel.active()
+  if layout is None:
+    return init()
+  shardings = specs.cache(layout, jax.eval_shape(init))
+  return jax.jit(init, out_shardings=shardings)()
 
 
 def prefill(

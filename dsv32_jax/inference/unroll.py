@@ -6,11 +6,14 @@ is updated in place.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import parallel
 
 _STACKS = ('dense_layers', 'moe_layers')
 
@@ -42,7 +45,37 @@ def unroll(model: DeepSeekV32, variables: dict) -> tuple[DeepSeekV32, dict]:
     return model, variables
   cfg = dataclasses.replace(model.cfg, scan_layers=False, remat='none')
   # One program: a slice a leaf would be one dispatch each.
-  return DeepSeekV32(cfg), jax.jit(_unroll_tree)(variables)
+  function = jax.jit(_unroll_tree, out_shardings=_unrolled_shardings(variables))
+  return DeepSeekV32(cfg), function(variables)
+
+
+def _unrolled_shardings(variables: dict) -> Any:
+  """Every layer laid out as its stack was; None where nothing is said."""
+  if parallel.active() is None:
+    return None
+
+  def without_layers(path: tuple, leaf: jax.Array) -> Any:
+    name = tuple(key.key for key in path)
+    sharding = leaf.sharding
+    if not isinstance(sharding, NamedSharding):
+      return None
+    if len(name) > 1 and name[1] in _STACKS:
+      return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding
+
+  # As if each layer of a stack were its stack's leaf.
+  shardings = jax.tree_util.tree_map_with_path(without_layers, variables)
+  unrolled = {}
+  for collection, tree in shardings.items():
+    unrolled[collection] = dict(tree)
+    for stack in _STACKS:
+      if stack in tree:
+        layers = variables[collection][stack]['layers']
+        count = jax.tree.leaves(layers)[0].shape[0]
+        unrolled[collection][stack] = {
+          f'layer_{layer}': tree[stack]['layers'] for layer in range(count)
+        }
+  return unrolled
 
 
 def _unroll_tree(variables: dict) -> dict:

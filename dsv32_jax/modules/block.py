@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 from dsv32_jax.config.model import AttentionMode, ModelConfig
 from dsv32_jax.functional.latent_cache import LatentCache
 from dsv32_jax.modules import remat
-from dsv32_jax.modules.dsa import (
-  AttentionContext,
-  DeepSeekSparseAttention,
-)
+from dsv32_jax.modules.attention_core import AttentionContext
+from dsv32_jax.modules.dsa import DeepSeekSparseAttention
 from dsv32_jax.modules.feed_forward import SwiGLU
 from dsv32_jax.modules.moe import MoE
 from dsv32_jax.modules.norms import RMSNorm
+from dsv32_jax.sharding import axes
+from dsv32_jax.sharding.parallel import constrain
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +56,7 @@ class Block(nn.Module):
     u_BTD, attention_aux = DeepSeekSparseAttention(
       cfg, self.mode, name='attention'
     )(RMSNorm(D, eps, name='attention_norm')(h_BTD), context, cache)
-    h_BTD = h_BTD + u_BTD
+    h_BTD = constrain(h_BTD + u_BTD, axes.BATCH, axes.SEQUENCE, None)
     x_BTD = RMSNorm(D, eps, name='ffn_norm')(h_BTD)
     moe_aux = None
     with jax.named_scope('ffn'):
@@ -65,7 +65,8 @@ class Block(nn.Module):
         y_BTD, moe_aux = MoE(cfg, name='moe')(x_BTD, valid_BT)
       else:
         y_BTD = SwiGLU(cfg, cfg.intermediate_size, name='ffn')(x_BTD)
-    return h_BTD + y_BTD, BlockAux(attention=attention_aux, moe=moe_aux)
+    h_BTD = constrain(h_BTD + y_BTD, axes.BATCH, axes.SEQUENCE, None)
+    return h_BTD, BlockAux(attention=attention_aux, moe=moe_aux)
 
 
 def rematted(block: type[nn.Module], policy: str, *, scanned: bool):

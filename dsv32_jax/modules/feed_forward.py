@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from dsv32_jax.config.model import ModelConfig
 from dsv32_jax.modules.weights import weight
 from dsv32_jax.sharding import axes
+from dsv32_jax.sharding.parallel import constrain
 
 
 def swiglu(gate: Array, up: Array) -> Array:
@@ -37,6 +38,13 @@ class SwiGLU(nn.Module):
     w_gate = weight(self, cfg, 'w_gate', (D, F), (axes.EMBED, axes.MLP))
     w_up = weight(self, cfg, 'w_up', (D, F), (axes.EMBED, axes.MLP))
     w_down = weight(self, cfg, 'w_down', (F, D), (axes.MLP, axes.EMBED))
-    gate_BTF = jnp.einsum('btd,df->btf', x_BTD, w_gate)
-    up_BTF = jnp.einsum('btd,df->btf', x_BTD, w_up)
+    gate_BTF, up_BTF = (
+      constrain(
+        jnp.einsum('btd,df->btf', x_BTD, w),
+        axes.BATCH,
+        axes.SEQUENCE,
+        axes.MLP,
+      )
+      for w in (w_gate, w_up)
+    )
     return jnp.einsum('btf,fd->btd', swiglu(gate_BTF, up_BTF), w_down)

@@ -80,7 +80,7 @@ class LightningIndexer(nn.Module):
       'w_iw',
       (cfg.hidden_size, J),
       (axes.EMBED, axes.INDEX_HEADS),
-      dtype='float32',
+      dtype=jnp.float32,
     )
     q_BTJI = jnp.einsum('btq,qji->btji', c_q_BTQ, w_iq)
     k_BTI = LayerNorm(I, name='k_norm')(jnp.einsum('btd,di->bti', x_BTD, w_ik))

@@ -2,25 +2,28 @@
 
 Source: DeepSeek-V3 report (arXiv:2412.19437) Eq. 12-20; spec section 3.7.
 
-Letters: B batch, T tokens, N = B * T, D hidden_size, E experts, A experts a
-token, F expert width, M = N * A sorted (token, expert) rows.
+Letters: B batch, T tokens, D hidden_size, E experts, A experts a token, F
+expert width, M sorted (token, expert) rows, B T A of them on one device.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 import pallas_kernels
 from dsv32_jax.config.model import ModelConfig
-from dsv32_jax.functional import expert_dispatch, routing
+from dsv32_jax.functional import expert_dispatch, precision, routing
+from dsv32_jax.functional.expert_exchange import Exchange
 from dsv32_jax.losses import load_balance
 from dsv32_jax.modules.feed_forward import SwiGLU, swiglu
 from dsv32_jax.modules.weights import weight
-from dsv32_jax.sharding import axes
+from dsv32_jax.sharding import axes, expert_parallel
+from dsv32_jax.sharding.parallel import active
 
 ROUTER_BIAS = 'router_bias'
 """Collection of the selection biases: no gradient, no optimizer, no decay."""
@@ -46,16 +49,17 @@ class Router(nn.Module):
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self, x_ND: Float[Array, 'N D']) -> routing.Routing:
+  def __call__(self, x_BTD: Float[Array, 'B T D']) -> routing.Routing:
     cfg = self.cfg
     E = cfg.n_routed_experts
+    wide = precision.accumulator(cfg.precision.param)
     w_router = weight(
       self,
       cfg,
       'w_router',
       (cfg.hidden_size, E),
       (axes.EMBED, axes.ROUTER),
-      dtype='float32',
+      dtype=wide,
     )
     bias_E = None
     if cfg.has_router_bias:
@@ -66,9 +70,10 @@ class Router(nn.Module):
           lambda: jnp.zeros((E,), jnp.float32), (axes.ROUTER,)
         ),
       ).value
-    logits_NE = jnp.einsum('nd,de->ne', x_ND.astype(jnp.float32), w_router)
+    # Tokens keep their dims: these may be cut over devices.
+    logits_BTE = jnp.einsum('btd,de->bte', x_BTD.astype(wide), w_router)
     return routing.route(
-      logits_NE,
+      logits_BTE,
       bias_E,
       num_experts_per_tok=cfg.num_experts_per_tok,
       n_group=cfg.n_group,
@@ -80,16 +85,36 @@ class Router(nn.Module):
     )
 
 
+def swiglu_experts(
+  x_MD: Float[Array, 'M D'],
+  weights: Sequence[Array],
+  group_sizes_E: Int[Array, ' E'],
+) -> Float[Array, 'M D']:
+  """SwiGLU of rows sorted by expert, each with its expert's matrices."""
+  w_gate, w_up, w_down = weights
+  hidden_MF = swiglu(
+    pallas_kernels.grouped_matmul(x_MD, w_gate, group_sizes_E),
+    pallas_kernels.grouped_matmul(x_MD, w_up, group_sizes_E),
+  )
+  return pallas_kernels.grouped_matmul(hidden_MF, w_down, group_sizes_E)
+
+
 class RoutedExperts(nn.Module):
-  """SwiGLU experts on tokens sorted by expert; every token is served."""
+  """SwiGLU experts on tokens sorted by expert; every token is served.
+
+  Attributes:
+    cfg: the model.
+    exchange: how tokens travel where experts are on several devices.
+  """
 
   cfg: ModelConfig
+  exchange: Exchange = Exchange()
 
   @nn.compact
   def __call__(
-    self, x_ND: Float[Array, 'N D'], route: routing.Routing
-  ) -> Float[Array, 'N D']:
-    """Returns the gated sum over each token's experts, float32."""
+    self, x_BTD: Float[Array, 'B T D'], route: routing.Routing
+  ) -> Float[Array, 'B T D']:
+    """Returns the gated sum over each token's experts, at least float32."""
     cfg = self.cfg
     E, D, F = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
     wide = (axes.EXPERTS, axes.EMBED, axes.EXPERT_MLP)
@@ -97,23 +122,38 @@ class RoutedExperts(nn.Module):
     w_gate = weight(self, cfg, 'w_gate', (E, D, F), wide)
     w_up = weight(self, cfg, 'w_up', (E, D, F), wide)
     w_down = weight(self, cfg, 'w_down', (E, F, D), narrow)
+    weights = w_gate, w_up, w_down
+    if parallel := active():
+      return expert_parallel.routed_experts(
+        parallel,
+        swiglu_experts,
+        weights,
+        (wide, wide, narrow),
+        x_BTD,
+        route.expert_index,
+        route.gate,
+        exchange=expert_parallel.sized(self.exchange, cfg, parallel),
+      )
+    A = cfg.num_experts_per_tok
     dispatch = expert_dispatch.sort_by_expert(
-      route.expert_index_NA, num_experts=E
+      route.expert_index.reshape(-1, A), num_experts=E
     )
-    sizes_E = dispatch.group_sizes_E
-    x_MD = expert_dispatch.permute(x_ND, dispatch)
-    hidden_MF = swiglu(
-      pallas_kernels.grouped_matmul(x_MD, w_gate, sizes_E),
-      pallas_kernels.grouped_matmul(x_MD, w_up, sizes_E),
-    )
-    y_MD = pallas_kernels.grouped_matmul(hidden_MF, w_down, sizes_E)
-    return expert_dispatch.combine(y_MD, route.gate_NA, dispatch)
+    x_MD = expert_dispatch.permute(x_BTD.reshape(-1, D), dispatch)
+    y_MD = swiglu_experts(x_MD, weights, dispatch.group_sizes_E)
+    y_ND = expert_dispatch.combine(y_MD, route.gate.reshape(-1, A), dispatch)
+    return y_ND.reshape(x_BTD.shape)
 
 
 class MoE(nn.Module):
-  """Routed experts plus shared experts, summed in float32 (spec 3.7)."""
+  """Routed experts plus shared experts, summed in float32 (spec 3.7).
+
+  Attributes:
+    cfg: the model.
+    exchange: passed to the routed experts.
+  """
 
   cfg: ModelConfig
+  exchange: Exchange = Exchange()
 
   @nn.compact
   def __call__(
@@ -127,28 +167,26 @@ class MoE(nn.Module):
         neither for the load nor for the balance loss.
 
     Returns:
-      The output in the input's dtype, and `MoEAux`.
+      The output in the input's dtype, and `MoEAux`, of the whole batch however
+      it is cut over devices.
     """
     cfg = self.cfg
-    B, T, D = x_BTD.shape
-    x_ND = x_BTD.reshape(B * T, D)
     with jax.named_scope('router'):
-      route = Router(cfg, name='router')(x_ND)
+      route = Router(cfg, name='router')(x_BTD)
+    # Nothing orders these two, so that the compiler may compute the shared
+    # experts while tokens travel.
     with jax.named_scope('routed_experts'):
-      y_ND = RoutedExperts(cfg, name='experts')(x_ND, route)
-    y_BTD = y_ND.reshape(B, T, D).astype(jnp.float32)
+      y_BTD = RoutedExperts(cfg, self.exchange, name='experts')(x_BTD, route)
     if cfg.n_shared_experts:
       with jax.named_scope('shared_experts'):
         width = cfg.n_shared_experts * cfg.moe_intermediate_size
         shared = SwiGLU(cfg, width, name='shared')(x_BTD)
-        y_BTD = y_BTD + shared.astype(jnp.float32)
+        y_BTD = y_BTD + shared.astype(y_BTD.dtype)
     load_E = routing.expert_load(
-      route.expert_index_NA,
-      valid_BT.reshape(B * T),
-      num_experts=cfg.n_routed_experts,
+      route.expert_index, valid_BT, num_experts=cfg.n_routed_experts
     )
     balance = load_balance.sequence_balance_loss(
-      route.scores_NE.reshape(B, T, -1),
+      route.scores,
       valid_BT,
       num_experts_per_tok=cfg.num_experts_per_tok,
       alpha=cfg.balance_loss_alpha,

@@ -39,14 +39,20 @@ def oracle(
   *,
   k: int,
   scale: float,
+  head_axis: tuple[str, ...] | None = None,
 ) -> Int[Array, 'B T K']:
-  """Top-k of the head-summed dense attention probabilities."""
+  """Top-k of the head-summed dense attention probabilities.
+
+  `head_axis` names the mesh axes over which the heads are cut, if they are.
+  """
   S = k_BSHX.shape[1]
 
   def select(q_BtHX, start_Bt, end_Bt):
     probs_BtS = head_mean_attention(
       q_BtHX, k_BSHX, start_Bt, end_Bt, scale=scale
     )
+    if head_axis is not None:
+      probs_BtS = jax.lax.pmean(probs_BtS, head_axis)
     key_S = jnp.arange(S)[None, None, :]
     valid = (key_S >= start_Bt[:, :, None]) & (key_S < end_Bt[:, :, None])
     scores = jnp.where(valid, probs_BtS, -jnp.inf)
@@ -62,22 +68,33 @@ def random(
   *,
   k: int,
   num_keys: int,
+  number_BT: Int[Array, 'B T'] | None = None,
 ) -> Int[Array, 'B T K']:
-  """A uniform draw of k valid keys a query."""
-  T = key_start_BT.shape[1]
-  chunk_id_BT = jnp.broadcast_to(
-    jnp.arange(T, dtype=jnp.int32)[None, :], key_start_BT.shape
-  )
+  """A uniform draw of k valid keys a query.
 
-  def select(start_Bt, end_Bt, query_Bt):
-    shape = (*start_Bt.shape, num_keys)
-    draw = jax.random.uniform(jax.random.fold_in(key, query_Bt[0, 0]), shape)
+  Args:
+    key: seeds the draws.
+    key_start_BT: first valid key of each query.
+    key_end_BT: one past the last.
+    k: keys to draw.
+    num_keys: S.
+    number_BT: seeds the draw of each query together with `key`, so that it is
+      the same wherever the query is computed; None counts all queries.
+  """
+  if number_BT is None:
+    number_BT = jnp.arange(key_start_BT.size, dtype=jnp.int32)
+    number_BT = number_BT.reshape(key_start_BT.shape)
+
+  def draw(number):
+    return jax.random.uniform(jax.random.fold_in(key, number), (num_keys,))
+
+  def select(start_Bt, end_Bt, number_Bt):
     key_S = jnp.arange(num_keys)[None, None, :]
     valid = (key_S >= start_Bt[:, :, None]) & (key_S < end_Bt[:, :, None])
-    scores = jnp.where(valid, draw, -jnp.inf)
+    scores = jnp.where(valid, jax.vmap(jax.vmap(draw))(number_Bt), -jnp.inf)
     return pallas_kernels.select_topk(scores, k=k).indices_BTK
 
-  return map_query_chunks(select, key_start_BT, key_end_BT, chunk_id_BT)
+  return map_query_chunks(select, key_start_BT, key_end_BT, number_BT)
 
 
 def head_mean_attention(

@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Int
 from dsv32_jax.config.model import SPARSE, AttentionMode, ModelConfig
 from dsv32_jax.functional import masking
 from dsv32_jax.functional.latent_cache import LatentCache
+from dsv32_jax.modules.attention_core import AttentionContext
 from dsv32_jax.modules.block import BlockAux, Stack
-from dsv32_jax.modules.dsa import AttentionContext
 from dsv32_jax.modules.mtp import MultiTokenPrediction
 from dsv32_jax.modules.norms import RMSNorm
 from dsv32_jax.modules.weights import weight
-from dsv32_jax.sharding import axes
+from dsv32_jax.sharding import axes, embedding_region
+from dsv32_jax.sharding.parallel import constrain
 
 
 @jax.tree_util.register_dataclass
@@ -86,6 +87,9 @@ class DeepSeekV32(nn.Module):
     indexer_row_weight_BT: Float[Array, 'B T'] | None = None,
     caches: tuple[LatentCache, ...] | None = None,
     cache_length_B: Int[Array, ' B'] | None = None,
+    sequence_shards: int = 1,
+    key_range_BT: tuple[Int[Array, 'B T'], Int[Array, 'B T']] | None = None,
+    next_tokens_BT: Int[Array, 'B T'] | None = None,
   ) -> ModelOutput:
     """Runs the model.
 
@@ -102,26 +106,49 @@ class DeepSeekV32(nn.Module):
         the batch's valid queries.
       caches: one `LatentCache` a layer; needs scan_layers=False.
       cache_length_B: tokens in each row's cache; required with `caches`.
+      sequence_shards: tokens, and all that is given or returned for them, are
+        in zigzag order over so many shards (`sharding.zigzag`); 1 is natural
+        order. Static.
+      key_range_BT: first valid key of each query and one past the last, keys
+        counted in natural order, for tokens in any order; in place of
+        `segment_ids_BT`.
+      next_tokens_BT: the token after each one, for MTP; None reads it from
+        `tokens_BT`.
 
     Returns:
       A `ModelOutput`.
 
     Raises:
       ValueError: for a mode that needs an indexer on a model without a q
-        latent, and for caches on a scanned model.
+        latent, for caches on a scanned model, and in zigzag order for what
+        cannot be told from the tokens and is missing.
     """
     cfg = self.cfg
+    compute_mtp = compute_mtp and cfg.num_nextn_predict_layers > 0
     if caches is not None and cfg.scan_layers:
       raise ValueError(
         'caches: got caches with scan_layers=True, expected an unrolled model; '
         'dsv32_jax.inference converts model and variables'
       )
+    if sequence_shards > 1:
+      _check_zigzag(
+        tokens_BT,
+        sequence_shards,
+        has_caches=caches is not None,
+        needed={
+          'positions_BT': positions_BT,
+          'key_range_BT': key_range_BT,
+          **({'next_tokens_BT': next_tokens_BT} if compute_mtp else {}),
+        },
+      )
     context = _context(
       tokens_BT,
       segment_ids_BT,
       positions_BT,
+      key_range_BT,
       indexer_row_weight_BT,
       cache_length_B if caches is not None else None,
+      sequence_shards,
     )
     embedding_VD = weight(
       self,
@@ -131,7 +158,7 @@ class DeepSeekV32(nn.Module):
       (axes.VOCAB, axes.EMBED),
     )
     with jax.named_scope('embed'):
-      h_BTD = embedding_VD[tokens_BT]
+      h_BTD = _embed(embedding_VD, tokens_BT)
     reports: list[BlockAux] = []
     num_dense = cfg.first_k_dense_replace
     for name, use_moe, first, num_layers in (
@@ -161,15 +188,17 @@ class DeepSeekV32(nn.Module):
         logits_BTV = jnp.einsum(
           'btd,dv->btv', x_BTD, w_head, preferred_element_type=jnp.float32
         )
-        return logits_BTV.astype(cfg.precision.logits)
+        logits_BTV = logits_BTV.astype(cfg.precision.logits)
+        return constrain(logits_BTV, axes.BATCH, axes.SEQUENCE, axes.VOCAB)
 
     mtp_logits_BTV = None
     has_mtp = cfg.num_nextn_predict_layers > 0
-    if has_mtp and (compute_mtp or self.is_initializing()):
-      next_BT = jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1)))
+    if compute_mtp or (has_mtp and self.is_initializing()):
+      if next_tokens_BT is None:
+        next_tokens_BT = jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1)))
       with jax.named_scope('mtp'):
         mtp_BTD, aux = MultiTokenPrediction(cfg, attention, name='mtp')(
-          h_BTD, embedding_VD[next_BT], context
+          h_BTD, _embed(embedding_VD, next_tokens_BT), context
         )
       reports += _with_layer_axis([aux])
       if compute_logits:
@@ -191,12 +220,47 @@ class DeepSeekV32(nn.Module):
     )
 
 
+def _embed(embedding_VD: Array, tokens_BT: Array) -> Array:
+  h_BTD = embedding_region.lookup(embedding_VD, tokens_BT)
+  return constrain(h_BTD, axes.BATCH, axes.SEQUENCE, None)
+
+
+def _check_zigzag(
+  tokens_BT: Array,
+  sequence_shards: int,
+  *,
+  has_caches: bool,
+  needed: dict[str, Any],
+) -> None:
+  """Refuses zigzag order where something cannot be told from the tokens."""
+  missing = [name for name, value in needed.items() if value is None]
+  if missing:
+    raise ValueError(
+      f'sequence_shards: got {sequence_shards} without '
+      f'{" and ".join(missing)}, which cannot be read off tokens in zigzag '
+      'order'
+    )
+  if has_caches:
+    raise ValueError(
+      f'sequence_shards: got {sequence_shards} with caches, expected 1: caches '
+      'are in natural order'
+    )
+  length = tokens_BT.shape[1]
+  if length % (2 * sequence_shards):
+    raise ValueError(
+      f'sequence_shards: got {sequence_shards} for rows of {length} tokens, '
+      f'expected a multiple of {2 * sequence_shards} tokens'
+    )
+
+
 def _context(
   tokens_BT: Array,
   segment_ids_BT: Array | None,
   positions_BT: Array | None,
+  key_range_BT: tuple[Array, Array] | None,
   row_weight_BT: Array | None,
   cache_length_B: Array | None,
+  sequence_shards: int,
 ) -> AttentionContext:
   """Fills in positions, valid keys and KL weights that were not given."""
   B, T = tokens_BT.shape
@@ -206,20 +270,21 @@ def _context(
     start_BT = jnp.zeros_like(positions_BT)
     end_BT = positions_BT + 1
   else:
-    if segment_ids_BT is None:
-      segment_ids_BT = jnp.ones((B, T), jnp.int32)
-    start_BT, end_BT = masking.key_ranges(segment_ids_BT)
+    if key_range_BT is None:
+      if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones((B, T), jnp.int32)
+      key_range_BT = masking.key_ranges(segment_ids_BT)
+    start_BT, end_BT = key_range_BT
     if positions_BT is None:
       positions_BT = jnp.maximum(end_BT - 1 - start_BT, 0)
   if row_weight_BT is None:
     valid_BT = (end_BT > start_BT).astype(jnp.float32)
     row_weight_BT = valid_BT / jnp.maximum(jnp.sum(valid_BT), 1.0)
+  given = (positions_BT, start_BT, end_BT, row_weight_BT)
   return AttentionContext(
-    positions_BT=positions_BT,
-    key_start_BT=start_BT,
-    key_end_BT=end_BT,
-    row_weight_BT=row_weight_BT,
+    *(constrain(x_BT, axes.BATCH, axes.SEQUENCE) for x_BT in given),
     cache_length_B=cache_length_B,
+    sequence_shards=sequence_shards,
   )
 
 

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from dsv32_jax.config.model import ModelConfig
@@ -14,7 +15,7 @@ def weight(
   shape: tuple[int, ...],
   logical_axes: tuple[str, ...],
   *,
-  dtype: str | None = None,
+  dtype: DTypeLike | None = None,
 ) -> Array:
   """A normal(0, initializer_range) matrix, cast to the compute dtype.
 

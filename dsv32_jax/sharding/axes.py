@@ -1,9 +1,11 @@
-"""The closed set of logical axis names that parameters are annotated with.
+"""The closed set of logical axis names of parameters and activations.
 
 `sharding.rules` maps them to mesh axes. A module may use no other name, so a
 rule set that covers this list covers every parameter.
 """
 
+BATCH = 'batch'
+SEQUENCE = 'sequence'
 LAYERS = 'layers'
 VOCAB = 'vocab'
 EMBED = 'embed'
@@ -22,6 +24,8 @@ ROUTER = 'router'
 MTP_CONCAT = 'mtp_concat'
 
 LOGICAL_AXES = (
+  BATCH,
+  SEQUENCE,
   LAYERS,
   VOCAB,
   EMBED,

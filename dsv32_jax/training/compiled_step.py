@@ -8,6 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from dsv32_jax.sharding import parallel as parallel_lib
+from dsv32_jax.sharding import process_rows, specs
+from dsv32_jax.sharding.parallel import Parallel
+
 # A value under one of these that is not finite ends the run.
 _WATCHED = ('loss/', 'grad_norm/')
 
@@ -34,8 +38,12 @@ def compile_step(
     )
     return (kept, is_finite), values
 
-  placed = jax.tree.map(lambda leaf: leaf.sharding, carry)
-  jitted = jax.jit(guarded, donate_argnums=0, out_shardings=(placed, None))
+  layout = parallel_lib.active()
+  # Metrics are whole everywhere, so that every process can read them.
+  read = None if layout is None else whole(layout)
+  jitted = jax.jit(
+    guarded, donate_argnums=0, out_shardings=(specs.of_leaves(carry), read)
+  )
   return jitted.lower(carry, batch, key).compile()
 
 
@@ -44,26 +52,43 @@ def watched(values: Mapping[str, Any]) -> list[str]:
   return [name for name in values if name.startswith(_WATCHED)]
 
 
-def whole(mesh: jax.sharding.Mesh | None) -> jax.sharding.Sharding:
+def whole(parallel: Parallel | None) -> jax.sharding.Sharding:
   """On the one device, or on every device of the mesh."""
-  if mesh is None:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  if parallel is None:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.sharding.NamedSharding(parallel.mesh, jax.sharding.PartitionSpec())
 
 
-def place_state(state: Any, mesh: jax.sharding.Mesh | None) -> Any:
+def place_state(state: Any, parallel: Parallel | None) -> Any:
   """The state on its devices; leaves not sharded over the mesh are whole."""
-  everywhere = whole(mesh)
+  everywhere = whole(parallel)
 
   def place(leaf: Any) -> Array:
     sharding = getattr(leaf, 'sharding', None)
     if isinstance(sharding, jax.sharding.NamedSharding) and (
-      mesh is not None and sharding.mesh == mesh
+      parallel is not None and sharding.mesh == parallel.mesh
     ):
       return leaf
-    return jax.device_put(leaf, everywhere)
+    return _put(leaf, everywhere)
 
   return jax.tree.map(place, state)
+
+
+def free(state: Any) -> None:
+  """Gives the memory of a state back at once, whoever still refers to it."""
+  for leaf in jax.tree.leaves(state):
+    if not leaf.is_deleted():
+      leaf.delete()
+
+
+def _put(leaf: Any, sharding: jax.sharding.Sharding) -> Array:
+  """`jax.device_put`, also of keys and to the devices of other processes."""
+  if sharding.is_fully_addressable:
+    return jax.device_put(leaf, sharding)
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    data = _put(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+  return jax.device_put(np.asarray(leaf), sharding)
 
 
 def shapes(state: Any) -> Any:
@@ -77,22 +102,9 @@ def shapes(state: Any) -> Any:
 
 
 def place_rows(
-  rows: dict[str, np.ndarray], mesh: jax.sharding.Mesh | None
+  rows: dict[str, np.ndarray], parallel: Parallel | None
 ) -> dict[str, jax.Array]:
   """Puts this process's rows on its devices."""
-  if mesh is None:
+  if parallel is None:
     return jax.device_put(rows, whole(None))
-  sharding = jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec('data')
-  )
-  local = mesh.shape['data'] // jax.process_count()
-  for name, value in rows.items():
-    if value.shape[0] % local:
-      raise ValueError(
-        f'batch_size: got {value.shape[0]} rows of {name!r}, expected a '
-        f"multiple of this process's {local} devices along mesh axis 'data'"
-      )
-  return {
-    name: jax.make_array_from_process_local_data(sharding, value)
-    for name, value in rows.items()
-  }
+  return process_rows.place(rows, lambda ndim: specs.rows(parallel, ndim))

@@ -5,6 +5,7 @@ A frozen dataclass cannot be a flag, so `--config.a.b=v` acts on an
 dataclass again.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from ml_collections import config_dict
 from dsv32_jax.checkpoints import CheckpointError
 from dsv32_jax.config import convert
 from dsv32_jax.config.training import RunConfig
+from dsv32_jax.sharding.hosts import job, joining
 from dsv32_jax.training.loop import NonFiniteError
 
 # What a user can cause: said in one line, without a traceback.
@@ -48,11 +50,66 @@ def resolve(config: Mapping | ml_collections.ConfigDict) -> RunConfig:
   return convert.from_dict(RunConfig, plain)
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
+def define_hosts() -> Callable[[], job.HostOptions]:
+  """Defines the flags of a program that may run in several processes.
+
+  Returns:
+    Their values, once flags are parsed.
+  """
+  mode = flags.DEFINE_enum(
+    'distributed',
+    'auto',
+    list(job.MODES),
+    'Join other processes: if SLURM, Open MPI, a Kubernetes Job or the flags '
+    'below tell of some (auto), in any case, or never.',
+  )
+  address = flags.DEFINE_string(
+    'coordinator_address', None, 'HOST:PORT of process 0.'
+  )
+  count = flags.DEFINE_integer('num_processes', None, 'Of the whole job.')
+  index = flags.DEFINE_integer('process_id', None, 'Of this one, from 0.')
+  devices = flags.DEFINE_string(
+    'local_device_ids',
+    None,
+    "The host's devices that this process takes: 0,1 or all.",
+  )
+  timeout_s = flags.DEFINE_integer(
+    'initialization_timeout_s',
+    job.INITIALIZATION_TIMEOUT_S,
+    'How long to wait for the other processes to start.',
+  )
+  heartbeat_s = flags.DEFINE_integer(
+    'heartbeat_timeout_s',
+    job.HEARTBEAT_TIMEOUT_S,
+    'Silence after which a process counts as lost and the job ends.',
+  )
+
+  def options() -> job.HostOptions:
+    return job.HostOptions(
+      distributed=mode.value,
+      coordinator_address=address.value,
+      num_processes=count.value,
+      process_id=index.value,
+      local_device_ids=_device_ids(devices.value),
+      initialization_timeout_s=timeout_s.value,
+      heartbeat_timeout_s=heartbeat_s.value,
+      # absl's own flag.
+      log_dir=flags.FLAGS.log_dir or None,
+    )
+
+  return options
+
+
+def run(
+  main: Callable[[list[str]], Any],
+  *,
+  hosts: Callable[[], job.HostOptions] | None = None,
+) -> None:
   """`app.run`, but a user's error is one line and exit status 1.
 
   Args:
     main: takes the arguments that are no flags.
+    hosts: of `define_hosts`, for a program that may run in several processes.
   """
 
   def parse(argv: list[str]) -> list[str]:
@@ -68,13 +125,30 @@ def run(main: Callable[[list[str]], Any]) -> None:
     if len(argv) > 1:
       _stop(f'arguments: got {argv[1:]}, expected flags only')
     try:
-      return main(argv)
+      if hosts is None:
+        return main(argv)
+      return joining.run(
+        functools.partial(main, argv), hosts(), user_errors=USER_ERRORS
+      )
     except USER_ERRORS as error:
       _stop(error)
 
   # Orbax tells absl's log about every file; the user reads our own lines.
   logging.set_verbosity(logging.WARNING)
   app.run(guarded, flags_parser=parse)
+
+
+def _device_ids(text: str | None) -> tuple[int, ...] | None:
+  if text is None:
+    return None
+  if text == 'all':
+    return ()
+  try:
+    return tuple(int(item) for item in text.split(','))
+  except ValueError:
+    raise ValueError(
+      f"local_device_ids: got {text!r}, expected numbers such as 0,1 or 'all'"
+    ) from None
 
 
 def _stop(error: object) -> None:

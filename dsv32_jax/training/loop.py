@@ -11,9 +11,8 @@ import pathlib
 import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -21,12 +20,14 @@ import numpy as np
 from jaxtyping import Array
 
 from dsv32_jax.checkpoints.manager import CheckpointManager
+from dsv32_jax.sharding import parallel as parallel_lib
+from dsv32_jax.sharding.hosts import agreement
+from dsv32_jax.sharding.parallel import Parallel
 from dsv32_jax.training import compiled_step
 from dsv32_jax.training import metrics as metrics_lib
 from dsv32_jax.training.batch import Batch
 
 Rows = dict[str, np.ndarray]
-_INTERRUPTS = (signal.SIGTERM, signal.SIGINT)
 
 
 @runtime_checkable
@@ -92,7 +93,7 @@ def fit(
   evaluate: Callable[[Any, int], Mapping[str, Any]] | None = None,
   evaluate_every: int = 0,
   record: Mapping[str, Any] | None = None,
-  mesh: jax.sharding.Mesh | None = None,
+  parallel: Parallel | None = None,
   make_batch: Callable[[dict[str, Array]], Any] = Batch.from_numpy,
   summarise: Callable[[Any, Rows], Mapping[str, Any]] = metrics_lib.summarise,
   report: Callable[[str], None] | None = None,
@@ -106,7 +107,7 @@ def fit(
   Args:
     step_fn: (state, batch, key) -> (state, metrics), pure; jitted here.
     state: at step 0; its buffers are donated. Leaves that are not sharded over
-      `mesh` are replicated.
+      `parallel`'s mesh are whole on every device.
     data: rows as dicts of [B, ...] arrays.
     key: base key, the same in every step.
     steps: at which training ends.
@@ -120,7 +121,8 @@ def fit(
     evaluate_every: 0 evaluates at the end only.
     record: JSON-able facts kept in every checkpoint and dump: stage, resolved
       config, versions. `read_extra(path)` returns them.
-    mesh: devices; the leading axis of a batch is cut along its axis 'data'.
+    parallel: devices and rules; the rows of a batch are cut over the mesh axes
+      of the logical axis `batch`. `step_fn` and `evaluate` run under it.
     make_batch: from the dict of arrays on device to what `step_fn` takes.
     summarise: (step's metrics on the host, rows) -> what is written.
     report: receives lines for the user; None prints to stderr.
@@ -144,11 +146,14 @@ def fit(
   )
   checkpoints.check_space(state)
   with contextlib.ExitStack() as stack:
-    if mesh is not None:
-      stack.enter_context(jax.set_mesh(mesh))
-    state = compiled_step.place_state(state, mesh)
+    stack.enter_context(parallel_lib.use(parallel))
+    state = compiled_step.place_state(state, parallel)
     first = 0
-    restored = checkpoints.restore_latest(compiled_step.shapes(state))
+    shapes = compiled_step.shapes(state)
+    if checkpoints.sealed_steps():
+      # Two states would need twice the memory.
+      compiled_step.free(state)
+    restored = checkpoints.restore_latest(shapes)
     if restored is not None:
       first, state = restored.step, restored.state
       data.set_state(restored.extra['data'])
@@ -156,10 +161,10 @@ def fit(
     if first >= steps:
       return state
     metrics.start(step=first, total_steps=steps)
-    received = stack.enter_context(_signals())
+    interrupts = stack.enter_context(agreement.interrupts())
 
-    key = jax.device_put(key, compiled_step.whole(mesh))
-    carry = (state, jax.device_put(np.asarray(True), compiled_step.whole(mesh)))
+    key = compiled_step.place_state(key, parallel)
+    carry = (state, compiled_step.place_state(np.asarray(True), parallel))
     del state, restored
     compiled = None
     pending: _Pending | None = None
@@ -169,9 +174,11 @@ def fit(
       rows = _next_rows(data, n)
       data_s = time.perf_counter() - began
       with jax.transfer_guard('disallow'):
-        batch = make_batch(compiled_step.place_rows(rows, mesh))
+        batch = make_batch(compiled_step.place_rows(rows, parallel))
         if compiled is None:
           compiled = compiled_step.compile_step(step_fn, carry, batch, key)
+          # The devices' first meeting has a time limit of its own.
+          agreement.barrier('compiled')
           loop.compiled()
         carry, values = compiled(carry, batch, key)
         is_done = all(leaf.is_ready() for leaf in jax.tree.leaves(values))
@@ -181,7 +188,8 @@ def fit(
           loop.finish(pending, carry[0])
         pending = _Pending(n, rows, values, data_s, done_at)
 
-      last = n == steps or bool(received)
+      signaled = interrupts.check()
+      last = n == steps or signaled is not None
       evaluates = evaluate is not None and (
         n == steps or (evaluate_every > 0 and n % evaluate_every == 0)
       )
@@ -196,14 +204,14 @@ def fit(
           checkpoints.save(n, carry[0], extra)
         loop.restart_clock()
       checkpoints.poll()
-      if received and n < steps:
+      if signaled is not None and n < steps:
         checkpoints.wait()
-        name = signal.Signals(received[0]).name
+        name = signal.Signals(signaled).name
         loop.report(
           f'{name}: stopped after step {n} of {steps}; checkpoint saved in '
           f'{checkpoints.directory}. The same command continues from there'
         )
-        raise Interrupted(received[0], step=n)
+        raise Interrupted(signaled, step=n)
     checkpoints.wait()
     return carry[0]
 
@@ -250,9 +258,11 @@ class _Loop:
     line = dict(self._summarise(values, done.rows))
     line['time/step_s'] = step_s
     line['time/data_s'] = done.data_s
-    if 'tokens' in done.rows:
-      count = done.rows['tokens'].size * jax.process_count()
-      line['time/tokens_per_s'] = count / step_s
+    count = values.get('num_tokens')
+    if count is None and 'tokens' in done.rows:
+      count = done.rows['tokens'].size
+    if count is not None:
+      line['time/tokens_per_s'] = float(count) / step_s
     if self._compile_s is not None:
       line['time/compile_s'], self._compile_s = self._compile_s, None
     bad = [
@@ -278,21 +288,33 @@ class _Loop:
     path = self._directory / f'nonfinite_step_{done.step}'
     # The same run meets the same step again: the last dump stands for all.
     temporary = path.with_name(f'{path.name}.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    np.savez(temporary / 'batch.npz', **done.rows)  # pyrefly: ignore
-    for name, content in (
-      ('metrics.json', metrics_lib.json_values(values)),
-      ('config.json', self.record),
-    ):
-      (temporary / name).write_text(json.dumps(content, indent=1))
+
+    def begin() -> None:
+      shutil.rmtree(temporary, ignore_errors=True)
+      temporary.mkdir(parents=True)
+      for name, content in (
+        ('metrics.json', metrics_lib.json_values(values)),
+        ('config.json', self.record),
+      ):
+        (temporary / name).write_text(json.dumps(content, indent=1))
+
+    def end() -> None:
+      shutil.rmtree(path, ignore_errors=True)
+      temporary.rename(path)
+
+    agreement.from_main(begin)
+    name = 'batch.npz'
+    if not agreement.is_alone():
+      # Each process has its rows of the batch.
+      name = f'batch_{agreement.process()[0]:05d}.npz'
+    np.savez(temporary / name, **done.rows)  # pyrefly: ignore
     with (
       jax.transfer_guard('allow'),
       CheckpointManager(temporary / 'checkpoints') as manager,
     ):
       manager.save(done.step - 1, state, self.record)
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
+    agreement.barrier('dumped')
+    agreement.from_main(end)
     return path
 
 
@@ -303,25 +325,3 @@ def _next_rows(data: DataIterator, step: int) -> Rows:
     raise ValueError(
       f'data: ended before step {step}, expected an endless iterator'
     ) from None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-  """Collects SIGTERM and SIGINT; the second of a kind acts as usual."""
-  received: list[int] = []
-  if threading.current_thread() is not threading.main_thread():
-    yield received
-    return
-  previous = {number: signal.getsignal(number) for number in _INTERRUPTS}
-
-  def note(number: int, _: Any) -> None:
-    received.append(number)
-    signal.signal(number, previous[signal.Signals(number)])
-
-  for number in _INTERRUPTS:
-    signal.signal(number, note)
-  try:
-    yield received
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)

@@ -144,18 +144,21 @@ def summarise(values: Values, rows: Mapping[str, np.ndarray]) -> dict:
 
   Args:
     values: of the step, on the host.
-    rows: the batch, for the number of causal pairs.
+    rows: the batch, for the number of causal pairs if the step does not say.
 
   Returns:
     The metrics to write; other values as they were.
   """
   metrics = dict(values)
+  metrics.pop('num_tokens', None)
   kl_L = metrics.pop('indexer_kl_L', None)
   if kl_L is not None:
     metrics['indexer/kl'] = kl_L
   pairs_L = metrics.pop('num_pairs_L', None)
   if pairs_L is not None:
-    causal = causal_pairs(rows['segment_ids'])
+    causal = metrics.pop('causal_pairs', None)
+    if causal is None:
+      causal = causal_pairs(rows['segment_ids'])
     metrics['sparsity/realised'] = 1 - np.asarray(pairs_L) / max(causal, 1)
   load_LE = metrics.pop('expert_load_LE', None)
   if load_LE is not None and np.size(load_LE):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from dsv32_jax.config.training import OptimizerConfig, StageConfig
@@ -52,9 +53,38 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
   """Clip by the group's own norm, then AdamW; no decay on vectors."""
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
-    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    scale_by_adam(config),
     optax.add_decayed_weights(config.weight_decay, mask=_is_matrix),
     optax.scale_by_learning_rate(schedule(config, steps)),
+  )
+
+
+def scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Adam, its moments kept in `config.moment_dtype` between steps.
+
+  optax narrows the first moment alone, and that before it is used.
+  """
+  adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+  if config.moment_dtype == 'float32':
+    return adam
+
+  def cast(state: Any, dtypes: Any) -> Any:
+    return state._replace(
+      mu=jax.tree.map(lambda x, like: x.astype(like), state.mu, dtypes),
+      nu=jax.tree.map(lambda x, like: x.astype(like), state.nu, dtypes),
+    )
+
+  def narrow(state: Any) -> Any:
+    dtypes = jax.tree.map(lambda x: jnp.dtype(config.moment_dtype), state.mu)
+    return cast(state, dtypes)
+
+  def update(updates: Any, state: Any, params: Any = None):
+    wide = cast(state, jax.tree.map(lambda x: x.dtype, updates))
+    updates, new = adam.update(updates, wide, params)
+    return updates, narrow(new)
+
+  return optax.GradientTransformation(
+    lambda params: narrow(adam.init(params)), update
   )
 
 

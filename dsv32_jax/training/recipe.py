@@ -11,6 +11,7 @@ A work directory belongs to one configuration:
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 
 from dsv32_jax import data
@@ -32,7 +33,9 @@ from dsv32_jax.config.data import DataConfig
 from dsv32_jax.config.model import AttentionMode
 from dsv32_jax.config.training import RunConfig, StageConfig
 from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import axes, process_rows, specs
 from dsv32_jax.sharding import mesh as mesh_lib
+from dsv32_jax.sharding.hosts import agreement
 from dsv32_jax.training import loop, optimizer, proof, stages, step
 from dsv32_jax.training import metrics as metrics_lib
 from dsv32_jax.training import state as state_lib
@@ -69,12 +72,27 @@ class Run:
 
     Raises:
       ValueError: for a work directory of another run, an empty or unreadable
-        corpus, a tokenizer that does not fit the model.
+        corpus, a tokenizer that does not fit the model, sizes that do not
+        divide over the devices.
     """
     self.config = config
     self.workdir = workdir.absolute()
     self._report = report
     self._corpora: dict[Any, data.Corpora] = {}
+    self._parallel = mesh_lib.make_parallel(config.mesh)
+    self._check_layout()
+    agreement.check_same('config and versions', _digest(config))
+    # The work directory is one for all processes; process 0 goes first.
+    agreement.from_main(self._prepare)
+    if not agreement.is_main():
+      self.tokenizer = data.load_tokenizer(str(self.workdir / 'tokenizer'))
+    for name in config.order:
+      found = self._iterator(config.stages[name]).fingerprint
+      agreement.check_same(f'stages.{name}.data (fingerprint)', found)
+
+  def _prepare(self) -> None:
+    """Checks the work directory and the data, then claims the directory."""
+    config = self.config
     check_claim(config, self.workdir)
     first = config.stages[config.order[0]]
     vocab_size = config.model.vocab_size
@@ -106,8 +124,9 @@ class Run:
     return self._corpora[key]
 
   def is_done(self, name: str) -> bool:
-    """Whether a stage has ended."""
-    return (self.stage_dir(name) / 'stage.json').exists()
+    """Whether a stage has ended; the same answer on every process."""
+    path = self.stage_dir(name) / 'stage.json'
+    return agreement.from_main(path.exists)
 
   def stage_dir(self, name: str) -> pathlib.Path:
     """Directory of a stage."""
@@ -142,22 +161,28 @@ class Run:
     model = DeepSeekV32(self.config.stage_model(name))
     stage = stages.build(config, model.cfg)
     tx = optimizer.build(config, stage)
+    parallel = self._parallel
     started = time.time()
     with CheckpointManager(
       directory / 'checkpoints', keep=self.config.checkpoint.keep
     ) as checkpoints:
       # Parameters and two moments: before anything is compiled.
-      shapes = state_lib.variable_shapes(model)
+      shapes = state_lib.variable_shapes(model, parallel)
       checkpoints.check_space([shapes['params']] * 3)
     start = self._start_variables(name, model)
     if name == self.config.order[0]:
       self._report(metrics_lib.parameter_overview(start['params']))
-    state = state_lib.create(start, stage, tx)
+    state = state_lib.create(start, stage, tx, parallel)
     if config.keep_optimizer_state:
       state = self._with_optimizer_state(name, state)
-    # The loop donates its buffers; the proof compares with these.
-    before = jax.tree.map(np.asarray, start)
-    mesh = mesh_lib.make_mesh(self.config.mesh)
+    before = None
+    if config.kind == 'dense_warmup':
+      # The loop donates its buffers; the proof compares with these.
+      before = jax.tree.map(jnp.copy, start)
+    shardings = None
+    if parallel is not None:
+      shardings = specs.of_leaves(start['params'])
+    del start
     evaluate = None
     if observe is not None:
       evaluate = observe(
@@ -175,7 +200,7 @@ class Run:
       metrics_lib.MetricsWriter(directory, title=name) as metrics,
     ):
       state = loop.fit(
-        step.make_train_step(model, stage, tx),
+        step.make_train_step(model, stage, tx, shardings),
         state,
         self._iterator(config),
         key=jax.random.key(self.config.seed),
@@ -192,7 +217,7 @@ class Run:
           'model': convert.to_dict(model.cfg),
           'versions': versions(),
         },
-        mesh=mesh,
+        parallel=parallel,
         report=self._report,
       )
     if config.kind == 'dense_warmup':
@@ -200,14 +225,21 @@ class Run:
         model,
         before,
         state.variables,
-        metrics_lib.read(directory),
+        agreement.from_main(lambda: _sparsity(directory)),
         next(self._iterator(config)),
+        parallel=parallel,
       )
-      integrity.write_atomically(
-        directory / 'proof.json', json.dumps(found, indent=1)
-      )
+      if agreement.is_main():
+        integrity.write_atomically(
+          directory / 'proof.json', json.dumps(found, indent=1)
+        )
       proof.require(found)
       self._report(f'{name}: proof written to {directory / "proof.json"}')
+    agreement.from_main(lambda: self._finish(name, started))
+
+  def _finish(self, name: str, started: float) -> None:
+    """Writes that a stage is done."""
+    config, directory = self.config.stages[name], self.stage_dir(name)
     summary = {
       'kind': config.kind,
       'steps': config.steps,
@@ -219,14 +251,36 @@ class Run:
       directory / 'stage.json', json.dumps(summary, indent=1)
     )
 
+  def _check_layout(self) -> None:
+    """Refuses sizes that the devices cannot share, for every stage."""
+    if self._parallel is None:
+      return
+    for name in self.config.order:
+      stage = self.config.stages[name]
+      specs.check_batch(
+        self._parallel,
+        batch_size=stage.data.batch_size,
+        seq_len=stage.data.seq_len,
+        micro_batches=stage.micro_batches,
+        where=f'stages.{name}.data.',
+      )
+    # Stages differ in no parameter's shape.
+    first = self.config.stage_model(self.config.order[0])
+    state_lib.variable_shapes(DeepSeekV32(first), self._parallel)
+
   def _iterator(self, config: StageConfig) -> data.BatchIterator:
+    """This process's rows of a stage's batches."""
+    rows = None
+    if self._parallel is not None:
+      rows = process_rows.of(
+        self._parallel.sharding(axes.BATCH), config.data.batch_size
+      )
     return data.train_iterator(
       config.data,
       self.corpora(config.data),
       vocab_size=self.config.model.vocab_size,
       run_seed=self.config.seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_rows=rows,
     )
 
   def _source(self, name: str) -> pathlib.Path | None:
@@ -253,8 +307,8 @@ class Run:
     key = jax.random.key(self.config.seed)
     source = self._source(name)
     if source is None:
-      return state_lib.init_variables(model, key)
-    shapes = state_lib.variable_shapes(model)
+      return state_lib.init_variables(model, key, self._parallel)
+    shapes = state_lib.variable_shapes(model, self._parallel)
     return load_params(source, shapes, report=self._report).state
 
   def _with_optimizer_state(
@@ -286,6 +340,20 @@ class Run:
       is_leaf=is_schedule,
     )
     return dataclasses.replace(state, opt_state=opt_state)
+
+
+def _sparsity(directory: pathlib.Path) -> list[dict]:
+  """What the proof needs of a stage's metrics."""
+  return [
+    {'sparsity/realised': line['sparsity/realised']}
+    for line in metrics_lib.read(directory)
+  ]
+
+
+def _digest(config: RunConfig) -> str:
+  """Names all that decides a run's numbers but its files."""
+  text = json.dumps([convert.to_dict(config), versions()], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_claim(config: RunConfig, workdir: pathlib.Path) -> None:

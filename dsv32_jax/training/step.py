@@ -3,6 +3,7 @@
 Letters: B batch, T tokens, L layers, E experts.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from dsv32_jax.functional import routing
-from dsv32_jax.losses import language_model, mtp
+from dsv32_jax.functional import masking, routing
+from dsv32_jax.losses import language_model
 from dsv32_jax.modules.moe import ROUTER_BIAS
 from dsv32_jax.modules.transformer import DeepSeekV32, ModelOutput
+from dsv32_jax.sharding import axes, specs
+from dsv32_jax.sharding import parallel as parallel_lib
 from dsv32_jax.training import optimizer
-from dsv32_jax.training.batch import Batch, Totals, num_rows, totals
+from dsv32_jax.training.batch import (
+  Batch,
+  Inputs,
+  Totals,
+  arrange,
+  num_rows,
+  totals,
+)
 from dsv32_jax.training.stages import Stage
 from dsv32_jax.training.state import TrainState
 
@@ -26,28 +36,27 @@ Metrics = dict[str, Array]
 def forward(
   model: DeepSeekV32,
   variables: dict,
-  batch: Batch,
+  inputs: Inputs,
   total: Totals,
   stage: Stage,
   key: Array,
 ) -> ModelOutput:
   """The forward pass of a stage on one (micro-)batch."""
-  valid_BT = (batch.segment_ids_BT > 0).astype(jnp.float32)
+  valid_BT = (inputs.model.segment_ids_BT > 0).astype(jnp.float32)
   return model.apply(
     variables,
-    batch.tokens_BT,
-    segment_ids_BT=batch.segment_ids_BT,
-    positions_BT=batch.positions_BT,
+    inputs.model.tokens_BT,
     attention=stage.attention,
     compute_logits=stage.lm_loss,
     compute_mtp=(stage.mtp_loss_weight > 0 or stage.indexer_kl_coefficient > 0),
     indexer_row_weight_BT=valid_BT / jnp.maximum(total.valid_tokens, 1.0),
     rngs={'selection': key},
+    **inputs.model.arguments(),
   )  # pyrefly: ignore
 
 
 def losses(
-  output: ModelOutput, batch: Batch, total: Totals, stage: Stage
+  output: ModelOutput, inputs: Inputs, total: Totals, stage: Stage
 ) -> tuple[Float[Array, ''], Metrics]:
   """The stage's loss and its parts.
 
@@ -56,7 +65,7 @@ def losses(
 
   Args:
     output: of `forward`.
-    batch: the same (micro-)batch.
+    inputs: the same (micro-)batch.
     total: of the whole batch.
     stage: which losses count.
 
@@ -66,22 +75,22 @@ def losses(
   loss = jnp.zeros((), jnp.float32)
   parts: Metrics = {}
   if stage.lm_loss:
-    ce_BT = language_model.cross_entropy(output.logits_BTV, batch.targets_BT)
+    ce_BT = language_model.cross_entropy(output.logits_BTV, inputs.targets_BT)
     parts['loss/lm'] = language_model.weighted_mean(
-      ce_BT, batch.loss_weight_BT, total.lm_weight
+      ce_BT, inputs.loss_weight_BT, total.lm_weight
     )
     # Sequence-wise: averaged over the rows that are not all padding, so a
     # micro-batch holds the share of its own.
-    share = num_rows(batch) / jnp.maximum(total.rows, 1.0)
+    own = num_rows(inputs.model.segment_ids_BT)
+    share = own / jnp.maximum(total.rows, 1.0)
     parts['loss/balance'] = jnp.sum(output.balance_loss_L) * share
     loss += parts['loss/lm'] + parts['loss/balance']
     if output.mtp_logits_BTV is not None and stage.mtp_loss_weight > 0:
-      targets_BT, weight_BT = mtp.shifted_targets(
-        batch.targets_BT, batch.loss_weight_BT, batch.segment_ids_BT
-      )
       parts['loss/mtp'] = language_model.weighted_mean(
-        language_model.cross_entropy(output.mtp_logits_BTV, targets_BT),
-        weight_BT,
+        language_model.cross_entropy(
+          output.mtp_logits_BTV, inputs.mtp_targets_BT
+        ),
+        inputs.mtp_weight_BT,
         total.mtp_weight,
       )
       loss += stage.mtp_loss_weight * parts['loss/mtp']
@@ -97,7 +106,10 @@ def losses(
 
 
 def make_train_step(
-  model: DeepSeekV32, stage: Stage, tx: optax.GradientTransformation
+  model: DeepSeekV32,
+  stage: Stage,
+  tx: optax.GradientTransformation,
+  shardings: Any = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Builds the step of a stage.
 
@@ -105,14 +117,21 @@ def make_train_step(
     model: the architecture during the stage.
     stage: losses, trainable groups, accumulation.
     tx: from `optimizer.build`.
+    shardings: of the parameters; their gradients are laid out alike, so that
+      they are summed into parts and never whole.
 
   Returns:
     A pure function (state, batch, key) -> (state, metrics), to be jitted with
     the state donated. Metrics are scalars and per-layer vectors:
-    `loss/*`, `grad_norm/*`, `indexer_kl_L`, `num_pairs_L`, `expert_load_LE`.
+    `loss/*`, `grad_norm/*`, `indexer_kl_L`, `num_pairs_L`, `expert_load_LE`,
+    and of the batch `causal_pairs` and `num_tokens`. All are of the whole
+    batch, however many devices share it.
   """
+  trainable_shardings = None
+  if shardings is not None:
+    trainable_shardings, _ = optimizer.split(shardings, stage)
 
-  def gradient(state: TrainState, batch: Batch, total: Totals, key: Array):
+  def gradient(state: TrainState, inputs: Inputs, total: Totals, key: Array):
     trainable, frozen = optimizer.split(state.params, stage)
 
     def loss_fn(trainable):
@@ -120,17 +139,17 @@ def make_train_step(
         'params': optimizer.join(trainable, frozen),
         ROUTER_BIAS: state.router_bias,
       }
-      output = forward(model, variables, batch, total, stage, key)
-      return losses(output, batch, total, stage)
+      output = forward(model, variables, inputs, total, stage, key)
+      return losses(output, inputs, total, stage)
 
     grads, parts = jax.grad(loss_fn, has_aux=True)(trainable)
-    return grads, parts
+    return specs.constrain(grads, trainable_shardings), parts
 
-  def accumulated(state: TrainState, batch: Batch, total: Totals, key: Array):
+  def accumulated(state: TrainState, inputs: Inputs, total: Totals, key: Array):
     if stage.micro_batches == 1:
-      return gradient(state, batch, total, key)
+      return gradient(state, inputs, total, key)
     split = jax.tree.map(
-      lambda x: x.reshape(stage.micro_batches, -1, *x.shape[1:]), batch
+      functools.partial(_micro_batches, stage.micro_batches), inputs
     )
 
     def add(carry, inputs):
@@ -150,12 +169,18 @@ def make_train_step(
   def step(state: TrainState, batch: Batch, key: Array):
     total = totals(batch)
     grads, metrics = accumulated(
-      state, batch, total, jax.random.fold_in(key, state.step)
+      state,
+      arrange(batch),
+      total,
+      jax.random.fold_in(key, state.step),
     )
     trainable, frozen = optimizer.split(state.params, stage)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     trainable: Any = optax.apply_updates(trainable, updates)
     metrics.update(_group_norms(grads))
+    start_BT, end_BT = masking.key_ranges(batch.segment_ids_BT)
+    metrics['causal_pairs'] = jnp.sum((end_BT - start_BT).astype(jnp.float32))
+    metrics['num_tokens'] = jnp.float32(batch.tokens_BT.size)
     new_state = TrainState(
       step=state.step + 1,
       params=optimizer.join(trainable, frozen),
@@ -165,6 +190,16 @@ def make_train_step(
     return new_state, metrics
 
   return step
+
+
+def _micro_batches(count: int, x: Array) -> Array:
+  """[B, T] -> [count, B / count, T], every count-th row together.
+
+  Rows lie on the devices in blocks, so strided parts need no transfer and keep
+  every device busy.
+  """
+  parts = x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+  return parallel_lib.constrain(parts, None, axes.BATCH, axes.SEQUENCE)
 
 
 def _group_norms(grads: Any) -> Metrics:

@@ -74,6 +74,7 @@ def one_of_each():
   return {(row.op, row.direction): name for name, row in ROWS.items()}.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', one_of_each())
 def test_row_of_the_table_runs_at_a_small_size(name):
   case = small_case(name)

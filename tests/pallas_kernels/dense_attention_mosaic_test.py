@@ -108,7 +108,9 @@ def test_blocks_hold_what_they_say(key, how):
 @pytest.mark.parametrize(
   ('target', 'total', 'how'),
   [
-    (mosaic.Target.INTERPRET_RACES, 128, 'packed'),
+    pytest.param(
+      *(mosaic.Target.INTERPRET_RACES, 128, 'packed'), marks=pytest.mark.slow
+    ),
     (mosaic.Target.INTERPRET, 200, 'any'),
   ],
 )

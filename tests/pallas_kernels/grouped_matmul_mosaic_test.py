@@ -86,7 +86,9 @@ def test_row_tiles_cover_every_row_once(sizes, num_rows):
 @pytest.mark.parametrize(
   ('sizes', 'target'),
   [
-    ((70, 0, 35, 37), mosaic.Target.INTERPRET_RACES),
+    pytest.param(
+      *((70, 0, 35, 37), mosaic.Target.INTERPRET_RACES), marks=pytest.mark.slow
+    ),
     ((0, 150, 0, 0), mosaic.Target.INTERPRET),
   ],
 )

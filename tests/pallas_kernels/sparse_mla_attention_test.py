@@ -312,6 +312,7 @@ def _abstract_gradient(form):
   return gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', ['gather', 'mask'])
 def test_sparse_mla_attention_memory_is_linear_in_length(form):
   temporary = {}

@@ -346,6 +346,7 @@ def test_indexed_selection_on_8_devices_equals_one_device(data_mesh):
   np.testing.assert_array_equal(one[0].indices_BTK, one[1].indices_BTK)
 
 
+@pytest.mark.slow
 def test_indexed_selection_of_xla_grows_linearly_in_memory():
   def temporary_bytes(num_tokens):
     spec = indexer_specs.ArgSpec(

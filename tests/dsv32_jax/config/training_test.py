@@ -113,6 +113,14 @@ def test_stage_impossible_values_are_refused(changes, field, value, expected):
   ('build', 'field', 'value', 'expected'),
   [
     (lambda: MeshConfig(data=0), 'mesh.data', '0', '-1 or at least 1'),
+    (lambda: MeshConfig(expert=-2), 'mesh.expert', '-2', '-1 or at least 1'),
+    (lambda: MeshConfig(fsdp=-1), 'mesh', '-1 for data and fsdp', 'one'),
+    (
+      lambda: MeshConfig(rules='fastest'),  # pyrefly: ignore
+      'MeshConfig.rules',
+      "'fastest'",
+      'fsdp_expert',
+    ),
     (lambda: CheckpointConfig(keep=0), 'checkpoint.keep', '0', '>= 1'),
     (
       lambda: CheckpointConfig(every_steps=0),

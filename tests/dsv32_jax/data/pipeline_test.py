@@ -212,30 +212,36 @@ def test_train_iterator_length_mix_gives_its_share_of_long_rows(corpora):
   assert np.concatenate(whole).mean() == pytest.approx(0.75, abs=0.02)
 
 
-@pytest.mark.parametrize('processes', [2, 4])
+@pytest.mark.parametrize('processes', [1, 2, 4])
 def test_train_iterator_processes_share_one_global_batch(corpora, processes):
-  whole = _take(_iterator(corpora), 5)
+  whole = _iterator(corpora)
+  count = 8 // processes
   parts = [
-    _take(_iterator(corpora, process_index=p, process_count=processes), 5)
+    _iterator(corpora, process_rows=(p * count, count))
     for p in range(processes)
   ]
-  joined = [
-    {
-      name: np.concatenate([part[step][name] for part in parts])
-      for name in whole[0]
+  for _ in range(5):
+    batches = [next(part) for part in parts]
+    joined = {
+      name: np.concatenate([batch[name] for batch in batches])
+      for name in batches[0]
     }
-    for step in range(5)
-  ]
-  _assert_equal(whole, joined)
-  # Each gets rows of both kinds.
-  assert all(0 < _is_recall(part[0]).sum() < 8 // processes for part in parts)
+    _assert_equal([next(whole)], [joined])
+    # The saved place is that of any number of processes.
+    assert all(part.get_state() == whole.get_state() for part in parts)
+    # Each gets rows of both kinds.
+    assert all(0 < _is_recall(batch).sum() < count for batch in batches)
 
 
-def test_train_iterator_indivisible_batch_is_refused(corpora):
-  with pytest.raises(
-    ValueError, match='batch_size: got 8, expected a multiple'
-  ):
-    _iterator(corpora, process_count=3)
+def test_train_iterator_processes_that_need_the_same_rows_get_them(corpora):
+  one, other = (_iterator(corpora, process_rows=(4, 4)) for _ in range(2))
+  _assert_equal(_take(one, 3), _take(other, 3))
+
+
+@pytest.mark.parametrize('rows', [(6, 4), (-1, 2), (0, 0)])
+def test_train_iterator_rows_outside_of_the_batch_are_refused(corpora, rows):
+  with pytest.raises(ValueError, match='process_rows: got'):
+    _iterator(corpora, process_rows=rows)
 
 
 def test_train_iterator_small_vocabulary_is_refused(corpora):

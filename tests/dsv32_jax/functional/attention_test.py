@@ -112,6 +112,7 @@ def test_dense_attention_matches_float64(key, sizes, dtype, ranges):
   )
 
 
+@pytest.mark.slow
 def test_masked_attention_any_mask_matches_float64(key):
   q, k, v, d_out = _arrays(key, 2, 15, 21, dtype='float32')
   mask = jax.random.bernoulli(key, 0.4, (2, 15, 21)).at[:, 3].set(False)
@@ -246,6 +247,7 @@ def _abstract(length):
   return 3 * (jax.ShapeDtypeStruct((1, length, 4, 16), jnp.float32),)
 
 
+@pytest.mark.slow
 def test_dense_attention_memory_is_linear_in_length():
   temporary = {}
   for length in (2048, 8192):

@@ -48,10 +48,10 @@ def test_route_noaux_matches_float64(key, bias_scale):
   bias = bias_scale * jax.random.normal(jax.random.key(1), (16,))
   actual = jax.jit(lambda *a: routing.route(*a, **V3))(logits, bias)
   index, gate = _oracle(logits, bias, **V3)
-  np.testing.assert_array_equal(actual.expert_index_NA, index)
-  tolerances.assert_close(actual.gate_NA, gate)
-  assert actual.expert_index_NA.dtype == jnp.int32
-  assert actual.gate_NA.dtype == actual.scores_NE.dtype == jnp.float32
+  np.testing.assert_array_equal(actual.expert_index, index)
+  tolerances.assert_close(actual.gate, gate)
+  assert actual.expert_index.dtype == jnp.int32
+  assert actual.gate.dtype == actual.scores.dtype == jnp.float32
 
 
 @pytest.mark.parametrize('method', ['greedy', 'group_limited_greedy'])
@@ -64,8 +64,8 @@ def test_route_v2_softmax_matches_float64(key, method):
   index, gate = _oracle(
     logits, np.zeros(16), method=method, scoring='softmax', **sizes
   )
-  np.testing.assert_array_equal(actual.expert_index_NA, index)
-  tolerances.assert_close(actual.gate_NA, gate)
+  np.testing.assert_array_equal(actual.expert_index, index)
+  tolerances.assert_close(actual.gate, gate)
 
 
 def test_route_group_score_is_sum_of_two_for_noaux_and_max_for_v2():
@@ -74,8 +74,8 @@ def test_route_group_score_is_sum_of_two_for_noaux_and_max_for_v2():
   sizes = {'num_experts_per_tok': 2, 'n_group': 2, 'topk_group': 1}
   noaux = routing.route(logits, jnp.zeros(4), **sizes)
   v2 = routing.route(logits, None, **sizes, topk_method='group_limited_greedy')
-  assert noaux.expert_index_NA.tolist() == [[2, 3]]
-  assert v2.expert_index_NA.tolist() == [[0, 1]]
+  assert noaux.expert_index.tolist() == [[2, 3]]
+  assert v2.expert_index.tolist() == [[0, 1]]
 
 
 def test_route_negative_bias_never_selects_a_dropped_group(key):
@@ -84,9 +84,9 @@ def test_route_negative_bias_never_selects_a_dropped_group(key):
   bias = jnp.full((16,), -5.0)
   actual = routing.route(logits, bias, **V3)
   index, gate = _oracle(logits, bias, **V3)
-  np.testing.assert_array_equal(actual.expert_index_NA, index)
-  tolerances.assert_close(actual.gate_NA, gate)
-  groups = np.asarray(actual.expert_index_NA) // 4
+  np.testing.assert_array_equal(actual.expert_index, index)
+  tolerances.assert_close(actual.gate, gate)
+  groups = np.asarray(actual.expert_index) // 4
   assert max(len(set(row)) for row in groups.tolist()) <= 2
 
 
@@ -95,30 +95,30 @@ def test_route_bias_changes_the_choice_but_never_the_weights():
   bias = jnp.array([0.0, 0.0, 0.0, 0.4])
   sizes = {'num_experts_per_tok': 2, 'routed_scaling_factor': 2.5}
   actual = routing.route(logits, bias, **sizes)
-  assert actual.expert_index_NA.tolist() == [[3, 0]]
+  assert actual.expert_index.tolist() == [[3, 0]]
   score = 1 / (1 + np.exp(-np.array([-0.5, 1.0])))
-  tolerances.assert_close(actual.gate_NA[0], 2.5 * score / score.sum())
+  tolerances.assert_close(actual.gate[0], 2.5 * score / score.sum())
   tolerances.assert_close(
-    actual.scores_NE, 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    actual.scores, 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
   )
 
 
 def test_route_weights_sum_to_the_scaling_factor(key):
   logits = 3 * jax.random.normal(key, (128, 16))
   actual = routing.route(logits, jnp.zeros(16), **V3)
-  tolerances.assert_close(jnp.sum(actual.gate_NA, axis=-1), np.full(128, 2.5))
+  tolerances.assert_close(jnp.sum(actual.gate, axis=-1), np.full(128, 2.5))
 
 
 def test_route_underflowing_scores_give_finite_weights():
   logits = jnp.full((1, 4), -200.0)
   actual = routing.route(logits, jnp.zeros(4), num_experts_per_tok=2)
-  assert np.isfinite(actual.gate_NA).all()
+  assert np.isfinite(actual.gate).all()
 
 
 def test_route_ties_go_to_the_lowest_index():
   sizes = V3 | {'num_experts_per_tok': 3}
   actual = routing.route(jnp.zeros((2, 16)), jnp.zeros(16), **sizes)
-  assert actual.expert_index_NA.tolist() == [[0, 1, 2]] * 2
+  assert actual.expert_index.tolist() == [[0, 1, 2]] * 2
 
 
 @pytest.mark.parametrize('k', [1, 3, 8])
@@ -135,7 +135,7 @@ def test_route_gradient_matches_finite_differences_and_skips_bias(key):
   cotangent = np.random.default_rng(0).standard_normal((6, 4))
 
   def loss(logits, bias):
-    gate = routing.route(logits, bias, **V3).gate_NA
+    gate = routing.route(logits, bias, **V3).gate
     return jnp.sum(gate * jnp.asarray(cotangent, jnp.float32))
 
   d_logits, d_bias = jax.grad(loss, (0, 1))(logits, bias)
@@ -168,8 +168,8 @@ def test_route_sharded_tokens_match_without_gathering(key, data_mesh):
     jax.jit(lambda *a: routing.route(*a, **V3)).lower(sharded, bias).compile()
   )
   actual = compiled(sharded, bias)
-  np.testing.assert_array_equal(actual.expert_index_NA, desired.expert_index_NA)
-  tolerances.assert_close(actual.gate_NA, desired.gate_NA)
+  np.testing.assert_array_equal(actual.expert_index, desired.expert_index)
+  tolerances.assert_close(actual.gate, desired.gate)
   assert 'all-gather' not in compiled.as_text()
 
 
@@ -197,7 +197,7 @@ def test_update_bias_repeated_balances_a_skewed_router(key):
 
   @jax.jit
   def step(bias):
-    index = routing.route(logits, bias, **sizes).expert_index_NA
+    index = routing.route(logits, bias, **sizes).expert_index
     load = routing.expert_load(index, None, num_experts=8)
     return routing.update_bias(bias, load, gamma=0.01), load
 

@@ -303,6 +303,7 @@ def test_dsa_in_chunks_of_queries_equals_the_whole(query_chunk, selector):
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_dsa_in_chunks_holds_per_head_queries_of_one_chunk_only():
   """Chunked, the step grows by what is held a token, not a token and head."""
   cfg = dataclasses.replace(CFG, num_attention_heads=64, remat='full')

@@ -293,7 +293,8 @@ def test_transformer_every_variable_has_logical_axes(cfg):
     used |= set(box.names)
   if cfg.scan_layers and cfg.q_lora_rank is not None:
     # No name that nothing uses; rules for it would never be tried.
-    assert used == set(axes.LOGICAL_AXES)
+    activations = {axes.BATCH, axes.SEQUENCE}
+    assert used == set(axes.LOGICAL_AXES) - activations
 
 
 # Integer-valued operands: every norm divides entries of equal size, 1024, by

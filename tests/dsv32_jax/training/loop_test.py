@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from dsv32_jax.checkpoints.manager import CheckpointManager
+from dsv32_jax.config.training import MeshConfig
+from dsv32_jax.sharding import mesh as mesh_lib
 from dsv32_jax.training import compiled_step, loop, metrics
 
 PartitionSpec = jax.sharding.PartitionSpec
@@ -191,8 +193,11 @@ def test_fit_no_silent_transfer_in_the_step(tmp_path):
     _fit(tmp_path, make_batch=transfers)
 
 
-def test_fit_on_a_mesh_cuts_the_batch_and_keeps_shardings(tmp_path, data_mesh):
-  split = jax.sharding.NamedSharding(data_mesh, PartitionSpec('data'))
+def test_fit_on_a_mesh_cuts_the_batch_and_keeps_shardings(tmp_path):
+  parallel = mesh_lib.make_parallel(MeshConfig(data=4, fsdp=2))
+  split = jax.sharding.NamedSharding(
+    parallel.mesh, PartitionSpec(('data', 'fsdp'))
+  )
   state = _state() | {'big': jax.device_put(np.zeros((16, 2)), split)}
   cut = []
 
@@ -204,14 +209,14 @@ def test_fit_on_a_mesh_cuts_the_batch_and_keeps_shardings(tmp_path, data_mesh):
     )
     return new | {'big': big}, values
 
-  out = _fit(tmp_path, state=state, step_fn=step, mesh=data_mesh)
+  out = _fit(tmp_path, state=state, step_fn=step, parallel=parallel)
   assert cut[0].shard_shape((8, 4)) == (1, 4)
   assert out['big'].sharding.is_equivalent_to(split, 2)
   assert out['w'].sharding.is_fully_replicated
   single = _fit(tmp_path / 'single')
   np.testing.assert_allclose(out['w'], single['w'], rtol=1e-5)
   with pytest.raises(ValueError, match=r'got 6 rows.*multiple of .* 8 devices'):
-    _fit(tmp_path / 'odd', data=_Rows(6), mesh=data_mesh)
+    _fit(tmp_path / 'odd', data=_Rows(6), parallel=parallel)
 
 
 @pytest.mark.parametrize(

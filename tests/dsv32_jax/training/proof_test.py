@@ -100,7 +100,9 @@ def test_proof_finds_one_bit_in_one_other_array(monkeypatch, where):
   (name,) = found['arrays_changed']
   assert where <= set(name.split('/'))
   clean = _proof(monkeypatch)
-  assert found['sha256_of_the_others'] != clean['sha256_of_the_others']
+  assert (
+    found['fingerprint_of_the_others'] != clean['fingerprint_of_the_others']
+  )
   with pytest.raises(RuntimeError, match='others_bit_identical is false'):
     proof.require(found)
 

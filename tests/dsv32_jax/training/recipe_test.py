@@ -189,6 +189,36 @@ def test_recipe_bad_corpus_is_refused_before_anything_is_written(
   assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.multidevice
+@pytest.mark.parametrize(
+  ('mesh', 'message'),
+  [
+    (
+      MeshConfig(fsdp=4, data=1),
+      r'stages\.pretrain\.data\.batch_size: got 2, expected a multiple of 4',
+    ),
+    (
+      MeshConfig(rules='fsdp_expert_context', data=1, context=5),
+      r'stages\.pretrain\.data\.seq_len: got 48, expected a multiple of 10',
+    ),
+    (
+      MeshConfig(rules='decode_expert', data=1, tensor=3),
+      r"dimension '(vocab|heads)' of size .* the 3 devices of mesh axes tensor",
+    ),
+    (MeshConfig(data=1, expert=2), r'mesh\.expert: got 2 with mesh\.rules'),
+  ],
+  ids=['rows', 'tokens', 'parameters', 'rules'],
+)
+def test_recipe_layout_that_does_not_divide_is_refused_before_writing(
+  mesh, message, finished, tmp_path
+):
+  config, _ = finished
+  config = dataclasses.replace(config, mesh=mesh)
+  with pytest.raises(ValueError, match=message):
+    recipe.Run(config, tmp_path / 'new', report=quiet)
+  assert not (tmp_path / 'new').exists()
+
+
 def test_recipe_vocabulary_too_small_is_refused(finished, tmp_path):
   config, _ = finished
   small = dataclasses.replace(config.model, vocab_size=200)
@@ -205,6 +235,7 @@ def test_recipe_start_optimizer_state_is_kept_and_schedule_restarts(finished):
   )
   run = recipe.Run.__new__(recipe.Run)
   run.config, run.workdir, run._report = config, workdir, quiet
+  run._parallel = None
   name = 'dense_control'
   model = DeepSeekV32(config.stage_model(name))
   stage = recipe.stages.build(config.stages[name], model.cfg)

@@ -23,7 +23,7 @@ from dsv32_jax.losses import mtp
 from dsv32_jax.modules.moe import ROUTER_BIAS
 from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.training import optimizer, stages, state, step
-from dsv32_jax.training.batch import Batch, totals
+from dsv32_jax.training.batch import Batch, arrange, totals
 from tests.support import tiny_configs, tolerances
 
 # Two MoE blocks, one of them the MTP module's: dense layers cost time to
@@ -218,11 +218,12 @@ def _gradients_apart(attention):
   def gradients(params):
     def losses(params):
       whole = totals(_batch())
+      inputs = arrange(_batch())
       output = step.forward(
-        model, variables | {'params': params}, _batch(), whole, stage,
+        model, variables | {'params': params}, inputs, whole, stage,
         jax.random.key(0),
       )  # fmt: skip
-      _, parts = step.losses(output, _batch(), whole, stage)
+      _, parts = step.losses(output, inputs, whole, stage)
       main = parts['loss/lm'] + parts['loss/balance']
       main += parts.get('loss/mtp', 0)
       return main, parts['loss/indexer_kl']
