@@ -156,7 +156,7 @@ def _assert_close(actual, expected):
   ('form', 'races', 'changes'),
   [
     ('selected', True, {'batch': 2}),
-    ('ranges', True, {}),
+    pytest.param('ranges', True, {}, marks=pytest.mark.slow),
     ('ranges', False, {'num_heads': 2, 'num_key_heads': 2}),
   ],
 )

@@ -116,6 +116,7 @@ def test_mosaic_interpreted_matches_reference(key, name):
 
 
 @cases.needs_api
+@pytest.mark.slow
 def test_mosaic_interpreted_split_keys_match_reference(key):
   q, kv, _, indices = cases.inputs(key, TINY)
   sizes = {'latent_dim': TINY.latent_dim, 'scale': TINY.scale}

@@ -98,7 +98,14 @@ def test_mapping_published_name_has_the_published_shape(
 
 
 @pytest.mark.parametrize('scan_layers', [True, False])
-@pytest.mark.parametrize('preset', ['tiny', 'v2_lite_dsa', 'deepseek_v32_671b'])
+@pytest.mark.parametrize(
+  'preset',
+  [
+    'tiny',
+    pytest.param('v2_lite_dsa', marks=pytest.mark.slow),
+    'deepseek_v32_671b',
+  ],
+)
 def test_mapping_fills_every_parameter_exactly_once(preset, scan_layers):
   cfg = dataclasses.replace(presets.get(preset), scan_layers=scan_layers)
   if preset == 'deepseek_v32_671b' and not scan_layers:

@@ -79,6 +79,7 @@ def _run(cfg, layout, shards):
     return jax.tree.map(np.asarray, run(variables['params'], tokens_BT, given))
 
 
+@pytest.mark.slow
 def test_model_over_three_axes_equals_one_device_in_float64():
   """Tied embedding, MTP, zigzag order; outputs and every gradient."""
   sizes = dict.fromkeys(rules.MESH_AXES, 1)

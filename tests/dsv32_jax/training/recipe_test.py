@@ -98,6 +98,7 @@ def test_recipe_metrics_show_realised_sparsity(finished):
   assert len(last('sparse_training')['indexer/text/overlap']) == 2
 
 
+@pytest.mark.slow
 def test_recipe_report_holds_every_part_with_data_beside(finished):
   config, workdir = finished
   found = results.collect(config, workdir)

@@ -90,6 +90,7 @@ def plan(*arguments: str) -> subprocess.CompletedProcess:
   return experiments_test.script('plan', *arguments)
 
 
+@pytest.mark.slow
 def test_script_prints_a_plan_and_writes_files(tmp_path):
   done = plan(
     '--preset=tiny', '--mesh=expert=4,context=2', '--length=4096',
