@@ -70,7 +70,7 @@ def test_step_of_the_whole_671b_model_is_what_was_planned(changes):
   ids=lambda changes: ' '.join(map(str, changes.values())),
 )
 def test_step_of_a_small_model_has_the_planned_arguments(changes):
-  """Every rule set; at this size vectors and scalars are no small part."""
+  """The rule sets of training; here vectors and scalars are no small part."""
   result = compiled.compare({**SMALL, **changes}, timeout=110)
   planned, found = result.state
   assert planned == found
