@@ -24,8 +24,8 @@ ran. The bytes are the compiled program's, a device and step. With n devices
 along `expert` no weight of a routed expert may be gathered: if one is, it is
 named and the exit status is 1.
 
-Dropless experts take turns if routing is uneven; 'load' is the busiest expert's
-share of an even one's in the last step.
+'load' is the busiest expert's tokens over the mean, of the most uneven layer,
+in the last step: the others wait for the device that has such an expert.
 """
 
 import contextlib
@@ -126,8 +126,8 @@ class Step:
       steps=1,
       data=DataConfig(seq_len=side.length, batch_size=side.rows),
       init_from=None if side.kind == 'pretrain' else 'random',
-      # Random weights route evenly; a few steps on random tokens would send
-      # all of them to the same experts.
+      # Routing stays that of random weights ('load' says how even): a few steps
+      # on random tokens would send nearly all of them to the same experts.
       optimizer=OptimizerConfig(peak_learning_rate=1e-9),
       indexer_optimizer=OptimizerConfig(peak_learning_rate=1e-9),
       router_bias_update_rate=0.0,

@@ -49,6 +49,23 @@ def losses(workdir: pathlib.Path, kind: str) -> np.ndarray:
   return np.array([[line[key] for key in keys] for line in found])
 
 
+def one_and_two(root, cache, mesh, kind, **settings):
+  """The work directories of a run in one process and in two."""
+  for processes in (1, 2):
+    host_training.run(
+      root / f'{processes}',
+      processes=processes,
+      devices=8,
+      mesh=mesh,
+      cache=cache,
+      kinds=kind,
+      steps=STEPS,
+      every=STEPS,
+      **settings,
+    )
+  return root / '1', root / '2'
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
   ('mesh', 'kind'),
@@ -62,19 +79,7 @@ def losses(workdir: pathlib.Path, kind: str) -> np.ndarray:
   ],
 )
 def test_two_processes_train_like_one_in_float64(tmp_path, cache, mesh, kind):
-  for processes in (1, 2):
-    host_training.run(
-      tmp_path / f'{processes}',
-      processes=processes,
-      devices=8,
-      mesh=mesh,
-      cache=cache,
-      kinds=kind,
-      steps=STEPS,
-      every=STEPS,
-      float64=True,
-    )
-  one, two = tmp_path / '1', tmp_path / '2'
+  one, two = one_and_two(tmp_path, cache, mesh, kind, float64=True)
   np.testing.assert_allclose(
     losses(two, kind), losses(one, kind), rtol=0, atol=1e-9
   )
@@ -91,18 +96,7 @@ def test_two_processes_train_like_one_in_float64(tmp_path, cache, mesh, kind):
 @pytest.mark.exhaustive
 def test_two_processes_train_like_one_in_float32(tmp_path, cache):
   kind = 'pretrain'
-  for processes in (1, 2):
-    host_training.run(
-      tmp_path / f'{processes}',
-      processes=processes,
-      devices=8,
-      mesh=FSDP,
-      cache=cache,
-      kinds=kind,
-      steps=STEPS,
-      every=STEPS,
-    )
-  one, two = tmp_path / '1', tmp_path / '2'
+  one, two = one_and_two(tmp_path, cache, FSDP, kind)
   np.testing.assert_allclose(losses(two, kind), losses(one, kind), rtol=2e-5)
   desired, actual = (host_training.final(path, kind) for path in (one, two))
   for name, array in desired.items():
