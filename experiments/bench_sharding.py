@@ -1,4 +1,4 @@
-"""A train step on several devices against the same step on one of them.
+r"""A train step on several devices against the same step on one of them.
 
   python experiments/bench_sharding.py                        # two GPUs
   python experiments/bench_sharding.py --devices=4 --cases=expert
