@@ -4,5 +4,6 @@ from pallas_kernels.lightning_indexer.api import (
   IMPLEMENTATIONS,
   lightning_indexer,
 )
+from pallas_kernels.lightning_indexer.quantization import quantize_index_keys
 
-__all__ = ['IMPLEMENTATIONS', 'lightning_indexer']
+__all__ = ['IMPLEMENTATIONS', 'lightning_indexer', 'quantize_index_keys']

@@ -35,6 +35,7 @@ class Compute:
     self._plain = plgpu.RefType()
     self._product = ptx.bundle(ptx.ROWS // 2, jnp.float32)
     self._weights = ptx.bundle(ptx.ROWS // 4, jnp.float32)
+    self._scale = ptx.bundle(1, jnp.float32)
 
   def segment(self, block: Any, first: Any, tiles: Any, done: Any) -> None:
     from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -57,7 +58,7 @@ class Compute:
     def slot(i: Any) -> Any:
       return lax.rem(done + i, shape.stages)
 
-    def finish(i: Any, s: int, product: Any) -> None:
+    def finish(i: Any, s: int, product: Any, scale: Any) -> None:
       tile = first + i
       masked = (tile < full_first) | (tile >= full_end)
       self._store(
@@ -67,6 +68,7 @@ class Compute:
         query + slabs[s] * (ptx.ROWS // shape.heads),
         tile * ptx.KEYS,
         masked.astype(jnp.int32),
+        scale,
       )
 
     def several(i: Any, count: int) -> None:
@@ -76,10 +78,12 @@ class Compute:
       makes ptxas wait after every instruction; so a few tiles are unrolled.
       """
       steps = [(t, s) for t in range(count) for s in range(shape.slabs)]
+      scales = {}
 
       def issue(t: int, s: int) -> Any:
         if s == 0:
           plgpu.barrier_wait(k_ready.at[slot(i + t)])
+          scales[t] = self._load_scale(slot(i + t)) if shape.fp8 else None
         return self._issue(slot(i + t), slabs[s])
 
       product = issue(*steps[0])
@@ -88,7 +92,7 @@ class Compute:
         product = self._await(product, 0 if following is None else 1)
         if s == shape.slabs - 1:
           plgpu.barrier_arrive(k_free.at[slot(i + t)])
-        finish(i + t, s, product)
+        finish(i + t, s, product, scales[t])
         product = running
 
     def loop(begin: Any, end: Any, count: int) -> None:
@@ -111,6 +115,18 @@ class Compute:
       return epilogue.load_weights(w, ptx.scalar(row))
 
     return load(self._refs['w'], row)
+
+  def _load_scale(self, slot: Any) -> Any:
+    """The scale of this thread's key, before the slot is given back."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    @plgpu.inline_mgpu(
+      arg_types=(self._plain, self._splat), return_type=self._scale
+    )
+    def load(_: Any, scales: Any, slot: Any) -> Any:
+      return epilogue.load_scale(scales, ptx.scalar(slot))
+
+    return load(self._refs['k_scale_smem'], slot)
 
   def _issue(self, slot: Any, slab: Any) -> Any:
     from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -152,32 +168,32 @@ class Compute:
     query: Any,
     key: Any,
     masked: Any,
+    scale: Any,
   ) -> None:
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     shape, refs = self._shape, self._refs
     arrays = [refs['start'], refs['end'], refs['out']]
-    if shape.fp8:
-      arrays.append(refs['k_scale'])
+    registers = [product, weights] + ([] if scale is None else [scale])
+    layouts = [self._product, self._weights, self._scale][: len(registers)]
+    count = len(registers)
 
     @plgpu.inline_mgpu(
       arg_types=(
-        self._product.layout,
-        self._weights.layout,
+        *[x.layout for x in layouts],
         *[self._splat] * 4,
         *[self._plain] * len(arrays),
       )
     )
-    def store(_: Any, product: Any, weights: Any, *rest: Any) -> None:
-      scalars = [ptx.scalar(x) for x in rest[:4]]
-      _sum_and_store(product, weights, scalars, rest[4:], shape=shape)
+    def store(_: Any, *values: Any) -> None:
+      scalars = [ptx.scalar(x) for x in values[count : count + 4]]
+      _sum_and_store(values[:count], scalars, values[count + 4 :], shape=shape)
 
-    store(product, weights, batch, query, key, masked, *arrays)
+    store(*registers, batch, query, key, masked, *arrays)
 
 
 def _sum_and_store(
-  product: Any,
-  weights: Any,
+  registers: Any,
   scalars: list[Any],
   refs: Any,
   *,
@@ -188,8 +204,9 @@ def _sum_and_store(
   from jaxlib.mlir.dialects import arith
 
   i32, i64 = (ir.IntegerType.get_signless(n) for n in (32, 64))
+  product, weights, *scales = registers
   batch, query, key, masked = scalars
-  start, end, out, *k_scale = (ptx.global_address(x) for x in refs)
+  start, end, out = (ptx.global_address(x) for x in refs)
 
   def c32(x: int) -> Any:
     return arith.constant(i32, x)
@@ -200,14 +217,8 @@ def _sum_and_store(
   row = arith.addi(row, arith.andi(lane, c32(1)))
   key = arith.addi(key, epilogue.thread_key())
   values = epilogue.sum_heads(product, weights, heads=shape.heads)
-  if k_scale:
-    first = arith.muli(batch, c32(shape.num_keys))
-    bounded = arith.addi(first, arith.minsi(key, c32(shape.num_keys - 1)))
-    [scale] = ptx.emit(
-      '{ .reg .b64 a; mad.wide.s32 a, $2, 4, $1; ld.global.nc.f32 $0, [a]; }',
-      outputs='f',
-      operands=[k_scale[0], bounded],
-    )
+  for bundle in scales:
+    [scale] = ptx.unpack(bundle)
     values = [arith.mulf(x, scale) for x in values]
   size = jnp.dtype(shape.out_dtype).itemsize
   row_bytes = arith.constant(i64, shape.num_keys * size)

@@ -7,11 +7,13 @@ for every second query of a product.
 from typing import Any
 
 from pallas_kernels.lightning_indexer.mosaic_ptx import (
+  KEYS,
   ROWS,
   emit,
   global_address,
   lane_position,
   pack,
+  shared_address,
   unpack,
 )
 
@@ -58,6 +60,24 @@ def load_weights(w_ref: Any, offset: Any) -> Any:
   ]
   lines += [f'mul.f32 ${i}, ${i}, 0f3F000000;' for i in range(count)]
   return pack(emit('\n'.join(lines), outputs='f' * count, operands=[address]))
+
+
+def load_scale(scale_ref: Any, slot: Any) -> Any:
+  """The scale of `thread_key`: one register.
+
+  Args:
+    scale_ref: float32 [slots, 64] in shared memory.
+    slot: int32.
+  """
+  from jaxlib.mlir import ir
+  from jaxlib.mlir.dialects import arith
+
+  i32 = ir.IntegerType.get_signless(32)
+  index = arith.addi(arith.muli(slot, arith.constant(i32, KEYS)), thread_key())
+  address = arith.addi(
+    shared_address(scale_ref), arith.muli(index, arith.constant(i32, 4))
+  )
+  return pack(emit('ld.shared.f32 $0, [$1];', outputs='f', operands=[address]))
 
 
 def sum_heads(product: Any, weights: Any, *, heads: int) -> list[Any]:

@@ -29,6 +29,8 @@ from pallas_kernels.lightning_indexer import mosaic_ptx as ptx
 # Registers a thread of the computing warpgroups and of the loading one, for
 # each number of computing warpgroups. Together they may be no more than the
 # block starts with (168, 128 or 96 a thread), or the increase waits for ever.
+# A single computing warpgroup keeps what it starts with: two blocks then fit
+# on a multiprocessor.
 REGISTERS = {2: (232, 40), 3: (152, 40), 4: (112, 32)}
 
 
@@ -39,6 +41,7 @@ def scores(
   k_scale_BS: jax.Array | None,
   key_start_BT: jax.Array,
   key_end_BT: jax.Array,
+  pages_BN: jax.Array | None = None,
   *,
   shape: plan.Shape,
   target: mosaic.Target,
@@ -47,17 +50,19 @@ def scores(
 
   Args:
     q_BRI: queries with their heads as rows; T a multiple of the block.
-    k_BSI: keys, S a multiple of 64.
+    k_BSI: keys, S a multiple of 64; or pages of them.
     w_BR: float32 weights of the rows.
-    k_scale_BS: float32 scale of each key for fp8, else None.
+    k_scale_BS: float32 scale of each key for fp8, as many; else None.
     key_start_BT: T and ranges as in `shape`, within 0 .. S.
     key_end_BT: likewise.
+    pages_BN: numbers of the pages, if the keys are pages.
     shape: of the unpadded problem.
     target: where it runs.
   """
   from jax.experimental.pallas import mosaic_gpu as plgpu
 
   processors = mosaic.num_multiprocessors(target)
+  processors *= shape.blocks_per_multiprocessor
   blocks = plan.make_plan(
     key_start_BT,
     key_end_BT,
@@ -82,11 +87,15 @@ def scores(
       num_arrivals=shape.slabs, num_barriers=shape.groups
     ),
     'q_free': plgpu.Barrier(num_arrivals=shape.groups),
-    'k_ready': plgpu.Barrier(num_barriers=shape.stages),
+    'k_ready': plgpu.Barrier(
+      num_arrivals=2 if shape.fp8 else 1, num_barriers=shape.stages
+    ),
     'k_free': plgpu.Barrier(
       num_arrivals=shape.groups, num_barriers=shape.stages
     ),
   }
+  if shape.fp8:
+    scratch['k_scale_smem'] = plgpu.SMEM((shape.stages, ptx.KEYS), jnp.float32)
   if target.interprets:
     scratch['out_smem'] = plgpu.SMEM(
       (shape.groups + 1, ptx.KEYS), shape.out_dtype
@@ -101,6 +110,8 @@ def scores(
   }
   if shape.fp8:
     inputs['k_scale'] = k_scale_BS
+  if shape.page:
+    inputs['pages'] = pages_BN
   keys = shape.num_keys
   queries = shape.num_queries
   if target.interprets:  # whole tiles only
@@ -165,11 +176,12 @@ def _body(
 
     return lax.fori_loop(0, num_blocks, step, init)
 
+  sets_registers = not target.interprets and shape.groups in REGISTERS
   device = mosaic_interpreted if target.interprets else mosaic_compute
 
   @pl.when(group < shape.groups)
   def _() -> None:
-    if not target.interprets:
+    if sets_registers:
       plgpu.set_max_registers(REGISTERS[shape.groups][0], action='increase')
     math = device.Compute(refs, shape=shape, group=group, transforms=transforms)
 
@@ -186,7 +198,7 @@ def _body(
 
   @pl.when(group == shape.groups)
   def _() -> None:
-    if not target.interprets:
+    if sets_registers:
       plgpu.set_max_registers(REGISTERS[shape.groups][1], action='decrease')
     _load(
       refs,
@@ -268,11 +280,20 @@ def _load(
       def _() -> None:
         plgpu.barrier_wait(k_free.at[slot])
 
+      row, key = plan.place_of(refs, shape, batch, first + i)
       plgpu.copy_gmem_to_smem(
-        refs['k'].at[batch, pl.ds((first + i) * ptx.KEYS, ptx.KEYS)],
+        refs['k'].at[row, pl.ds(key, ptx.KEYS)],
         k_smem.at[slot],
         k_ready.at[slot],
       )
+      if shape.fp8:
+        plgpu.copy_gmem_to_smem(
+          refs['k_scale'].at[row, pl.ds(key, ptx.KEYS)],
+          refs['k_scale_smem'].at[slot],
+          k_ready.at[slot],
+        )
+      if not shape.fills:
+        return fills
       filled, fill_block = fills
       end = jnp.minimum(filled + rate, fill_end)
       return end, fill_some(filled, end, fill_block)
@@ -287,7 +308,8 @@ def _load(
   done, blocks_done, filled, fill_block = over_segments(
     segment, (zero, zero, fill_first, fill_block)
   )
-  fill_some(filled, fill_end, fill_block)
+  if shape.fills:
+    fill_some(filled, fill_end, fill_block)
 
   # Every phase of a barrier is waited for, or the next kernel would race.
   def drain(i: Any, _: Any) -> Any:

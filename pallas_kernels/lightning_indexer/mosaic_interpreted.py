@@ -61,7 +61,7 @@ class Compute:
       total = jnp.sum(jax.nn.relu(dots) * w[None], axis=1)
       keys = tile * ptx.KEYS + jnp.arange(ptx.KEYS)
       if shape.fp8:
-        total *= refs['k_scale'][batch, pl.ds(tile * ptx.KEYS, ptx.KEYS)]
+        total *= refs['k_scale_smem'][slot]
       query = row // shape.heads + slab * queries + q
       # Rows beyond the last query are there in the output, but not in ranges.
       bounded = jnp.minimum(query, shape.num_queries - 1)

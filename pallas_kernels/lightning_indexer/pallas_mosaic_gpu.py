@@ -19,30 +19,46 @@ from pallas_kernels.lightning_indexer.mosaic_chunks import (
   check_supported,
   chunk_gradients,
   score_chunk,
+  score_stored,
 )
+from pallas_kernels.lightning_indexer.stored_keys import StoredKeys
 
 
-@functools.partial(jax.jit, static_argnames=('quantized',))
+@functools.partial(jax.jit, static_argnames=('quantized', 'scale_format'))
 def lightning_indexer(
   q_index_BTJI: Float[Array, 'B T J I'],
-  k_index_BSI: Float[Array, 'B S I'],
+  k_index_BSI: Float[Array, '_B _S I'],
   w_index_BTJ: Float[Array, 'B T J'],
   *,
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
   quantized: bool = False,
+  k_scale_BS: Float32[Array, '_B _S'] | None = None,
+  pages_BN: Int32[Array, 'B N'] | None = None,
+  scale_format: str = 'float32',
 ) -> Float32[Array, 'B T S']:
   """See `pallas_kernels.lightning_indexer`."""
-  check_supported(q_index_BTJI, k_index_BSI, out_dtype=jnp.float32)
+  keys = StoredKeys(k_index_BSI, k_scale_BS, pages_BN)
+  if k_scale_BS is None:
+    check_supported(q_index_BTJI, k_index_BSI, out_dtype=jnp.float32)
   mosaic.require(mosaic.Target.DEVICE)
   start_BT, end_BT = windows.key_ranges(
     key_start_BT,
     key_end_BT,
     batch=q_index_BTJI.shape[0],
     num_queries=q_index_BTJI.shape[1],
-    num_keys=k_index_BSI.shape[1],
+    num_keys=keys.num_keys,
   )
   with jax.named_scope('lightning_indexer'):
+    if not keys.is_plain:
+      return score_stored(
+        q_index_BTJI,
+        keys,
+        w_index_BTJ,
+        start_BT,
+        end_BT,
+        scale_format=scale_format,
+      )
     return differentiable_scores(
       q_index_BTJI,
       k_index_BSI,
@@ -51,10 +67,11 @@ def lightning_indexer(
       end_BT,
       quantized,
       mosaic.Target.DEVICE,
+      scale_format == 'ue8m0',
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def differentiable_scores(
   q_BTJI: Array,
   k_BSI: Array,
@@ -63,12 +80,16 @@ def differentiable_scores(
   end_BT: Array,
   quantized: bool,
   target: mosaic.Target,
+  power_of_two: bool = False,
 ) -> Array:
   """`lightning_indexer` for a target, with every argument given."""
   k_scale_BS = None
   if quantized:
-    q_BTJI, q_scale_BTJ = quantization.quantize(q_BTJI)
-    k_BSI, k_scale_BS = quantization.quantize(k_BSI)
+    quantize = functools.partial(
+      quantization.quantize, power_of_two=power_of_two
+    )
+    q_BTJI, q_scale_BTJ = quantize(q_BTJI)
+    k_BSI, k_scale_BS = quantize(k_BSI)
     w_BTJ = w_BTJ.astype(jnp.float32) * q_scale_BTJ
   return score_chunk(
     q_BTJI,
@@ -89,19 +110,28 @@ def _scores_fwd(
   end_BT: Array,
   quantized: bool,
   target: mosaic.Target,
+  power_of_two: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
   residuals = (q_BTJI, k_BSI, w_BTJ, start_BT, end_BT)
-  return differentiable_scores(*residuals, quantized, target), residuals
+  scores_BTS = differentiable_scores(
+    *residuals, quantized, target, power_of_two
+  )
+  return scores_BTS, residuals
 
 
 def _scores_bwd(
   quantized: bool,
   target: mosaic.Target,
+  power_of_two: bool,
   residuals: tuple[Array, ...],
   g_BTS: Array,
 ) -> tuple[Array, Array, Array, np.ndarray, np.ndarray]:
   q_BTJI, k_BSI, w_BTJ, start_BT, end_BT = residuals
-  gradients = _quantized_gradients if quantized else chunk_gradients
+  gradients = chunk_gradients
+  if quantized:
+    gradients = functools.partial(
+      _quantized_gradients, power_of_two=power_of_two
+    )
   dq_BTJI, dk_BSI, dw_BTJ = gradients(
     q_BTJI, k_BSI, w_BTJ, g_BTS, start_BT, end_BT, target=target
   )
@@ -127,13 +157,15 @@ def _quantized_gradients(
   key_start_Bt: Array,
   key_end_Bt: Array,
   *,
+  power_of_two: bool,
   target: mosaic.Target,
 ) -> tuple[Array, Array, Array]:
   """`chunk_gradients` at the rounded values, all of them float32."""
   dtype = q_BtJI.dtype
   # float8 values are exact in bfloat16, so that no product changes its sign.
-  q_BtJI, q_scale_BtJ = quantization.rounded(q_BtJI)
-  k_BSI, k_scale_BS = quantization.rounded(k_BSI)
+  rounded = functools.partial(quantization.rounded, power_of_two=power_of_two)
+  q_BtJI, q_scale_BtJ = rounded(q_BtJI)
+  k_BSI, k_scale_BS = rounded(k_BSI)
   dq_BtJI, dk_BSI, dw_BtJ = chunk_gradients(
     q_BtJI.astype(dtype),
     k_BSI.astype(dtype),

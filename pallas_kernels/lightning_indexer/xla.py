@@ -19,32 +19,74 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from pallas_kernels import windows
 from pallas_kernels.lightning_indexer import config, quantization
+from pallas_kernels.lightning_indexer.stored_keys import StoredKeys
 
 
-@functools.partial(jax.jit, static_argnames=('quantized',))
+@functools.partial(jax.jit, static_argnames=('quantized', 'scale_format'))
 def lightning_indexer(
   q_index_BTJI: Float[Array, 'B T J I'],
-  k_index_BSI: Float[Array, 'B S I'],
+  k_index_BSI: Float[Array, '_B _S I'],
   w_index_BTJ: Float[Array, 'B T J'],
   *,
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
   quantized: bool = False,
+  k_scale_BS: Float32[Array, '_B _S'] | None = None,
+  pages_BN: Int32[Array, 'B N'] | None = None,
+  scale_format: str = 'float32',
 ) -> Float32[Array, 'B T S']:
   """See `pallas_kernels.lightning_indexer`."""
   batch, num_queries = q_index_BTJI.shape[:2]
+  keys = StoredKeys(k_index_BSI, k_scale_BS, pages_BN)
   start_BT, end_BT = windows.key_ranges(
     key_start_BT,
     key_end_BT,
     batch=batch,
     num_queries=num_queries,
-    num_keys=k_index_BSI.shape[1],
+    num_keys=keys.num_keys,
   )
-  if quantized:
-    q_index_BTJI = quantization.round_trip(q_index_BTJI)
-    k_index_BSI = quantization.round_trip(k_index_BSI)
+  power_of_two = scale_format == 'ue8m0'
+  if quantized or k_scale_BS is not None:
+    q_index_BTJI = quantization.round_trip(q_index_BTJI, power_of_two)
   with jax.named_scope('lightning_indexer'):
+    if not keys.is_plain:
+      return _stored_scores(q_index_BTJI, keys, w_index_BTJ, start_BT, end_BT)
+    if quantized:
+      k_index_BSI = quantization.round_trip(k_index_BSI, power_of_two)
     return _scores(q_index_BTJI, k_index_BSI, w_index_BTJ, start_BT, end_BT)
+
+
+def score_stored(
+  q_BTJI: Float[Array, 'B T J I'],
+  keys: StoredKeys,
+  w_BTJ: Float[Array, 'B T J'],
+  start_BT: Int[Array, 'B T'],
+  end_BT: Int[Array, 'B T'],
+  offset: Int[Array, ''],
+  width: int,
+) -> Float32[Array, 'B T W']:
+  """`score_window` of keys as they are stored, made a chunk at a time."""
+
+  def score(offset: Array, width: int) -> Array:
+    return score_window(
+      q_BTJI, keys.window(offset, width), w_BTJ, start_BT, end_BT, offset
+    )
+
+  chunk = width
+  if not keys.is_plain:
+    chunk = config.key_chunk(batch=q_BTJI.shape[0], dim=q_BTJI.shape[3])
+  if chunk >= width:
+    return score(offset, width)
+
+  def step(i: Array, scores_BTW: Array) -> Array:
+    # The last chunk ends where the window does, and overlaps the one before.
+    begin = jnp.minimum(i * chunk, width - chunk)
+    return lax.dynamic_update_slice_in_dim(
+      scores_BTW, score(offset + begin, chunk), begin, axis=2
+    )
+
+  empty_BTW = jnp.full((*q_BTJI.shape[:2], width), -jnp.inf, jnp.float32)
+  return lax.fori_loop(0, -(-width // chunk), step, empty_BTW)
 
 
 def score_window(
@@ -109,8 +151,18 @@ def _heads_first(q_BTJI: Array, w_BTJ: Array) -> tuple[Array, Array]:
 def _scores(
   q_BTJI: Array, k_BSI: Array, w_BTJ: Array, start_BT: Array, end_BT: Array
 ) -> Array:
+  return _stored_scores(q_BTJI, StoredKeys(k_BSI), w_BTJ, start_BT, end_BT)
+
+
+def _stored_scores(
+  q_BTJI: Array,
+  keys: StoredKeys,
+  w_BTJ: Array,
+  start_BT: Array,
+  end_BT: Array,
+) -> Array:
   batch, num_queries = q_BTJI.shape[:2]
-  num_keys = k_BSI.shape[1]
+  num_keys = keys.num_keys
   sizes = config.xla_config(
     batch=batch, num_queries=num_queries, num_keys=num_keys
   )
@@ -119,8 +171,9 @@ def _scores(
     q_BtJI: Array, w_BtJ: Array, start_Bt: Array, end_Bt: Array
   ) -> Array:
     def branch(offset: Array, width: int) -> Array:
-      k_BWI = lax.dynamic_slice_in_dim(k_BSI, offset, width, axis=1)
-      scores_BtW = score_window(q_BtJI, k_BWI, w_BtJ, start_Bt, end_Bt, offset)
+      scores_BtW = score_stored(
+        q_BtJI, keys, w_BtJ, start_Bt, end_Bt, offset, width
+      )
       if width == num_keys:
         return scores_BtW
       empty_BtS = jnp.full(

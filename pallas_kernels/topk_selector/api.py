@@ -13,7 +13,7 @@ makes training, decode and every backend select the same set
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_indexer import api as lightning_indexer_api
@@ -82,12 +82,15 @@ def select_topk(
 
 def indexed_topk(
   q_index_BTJI: Float[Array, 'B T J I'],
-  k_index_BSI: Float[Array, 'B S I'],
+  k_index_BSI: Float[Array, '_B _S I'],
   w_index_BTJ: Float[Array, 'B T J'],
   *,
   k: int,
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
+  k_scale_BS: Float32[Array, '_B _S'] | None = None,
+  pages_BN: Int32[Array, 'B N'] | None = None,
+  scale_format: str = 'float32',
   implementation: dispatch.Implementation = None,
 ) -> Selection:
   """`select_topk(lightning_indexer(...))` without the [B, T, S] scores.
@@ -98,6 +101,20 @@ def indexed_topk(
   Example:
     >>> selected = indexed_topk(q_BTJI, k_BSI, w_BTJ, k=64)
 
+  Over a pool of pages of quantised keys, as decoding has them:
+
+    >>> values, scale = quantize_index_keys(pool_PpI)
+    >>> selected = indexed_topk(
+    ...   q_BTJI,
+    ...   values,
+    ...   w_BTJ,
+    ...   k=64,
+    ...   k_scale_BS=scale,
+    ...   pages_BN=pages_BN,
+    ...   key_start_BT=start_BT,
+    ...   key_end_BT=end_BT,
+    ... )
+
   Args:
     q_index_BTJI: see `lightning_indexer`.
     k_index_BSI: see `lightning_indexer`.
@@ -106,6 +123,11 @@ def indexed_topk(
     key_start_BT: int32, first valid key of each query.
     key_end_BT: int32, one past the last. None for both: causal, aligned at the
       end.
+    k_scale_BS: see `lightning_indexer`.
+    pages_BN: see `lightning_indexer`; the indices count keys in the order of
+      the row, s = 0 .. N * page - 1 (`physical_indices` makes rows of the pool
+      of them).
+    scale_format: see `lightning_indexer`.
     implementation: see `pallas_kernels.dispatch`.
 
   Returns:
@@ -115,7 +137,14 @@ def indexed_topk(
     ValueError: k below 1, or arguments that don't fit together.
   """
   _check_k(k)
-  lightning_indexer_api.check_arguments(q_index_BTJI, k_index_BSI, w_index_BTJ)
+  lightning_indexer_api.check_arguments(
+    q_index_BTJI,
+    k_index_BSI,
+    w_index_BTJ,
+    k_scale_BS=k_scale_BS,
+    pages_BN=pages_BN,
+    scale_format=scale_format,
+  )
   return dispatch.call(
     'indexed_topk',
     INDEXED_TOPK_IMPLEMENTATIONS,
@@ -126,6 +155,9 @@ def indexed_topk(
     k=k,
     key_start_BT=key_start_BT,
     key_end_BT=key_end_BT,
+    k_scale_BS=k_scale_BS,
+    pages_BN=pages_BN,
+    scale_format=scale_format,
   )
 
 

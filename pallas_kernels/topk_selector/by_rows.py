@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import jax
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from pallas_kernels import mosaic, windows
 from pallas_kernels.lightning_indexer import mosaic_chunks
 from pallas_kernels.lightning_indexer import xla as indexer_xla
+from pallas_kernels.lightning_indexer.stored_keys import StoredKeys
 from pallas_kernels.topk_selector import config
 from pallas_kernels.topk_selector.selection import Selection
 
@@ -42,16 +43,21 @@ def select_topk(
   return Selection(indices_BTK=indices_RK.reshape(B, T, k))
 
 
-@functools.partial(jax.jit, static_argnames=('k', 'select_rows', 'target'))
+@functools.partial(
+  jax.jit, static_argnames=('k', 'select_rows', 'scale_format', 'target')
+)
 def indexed_topk(
   q_index_BTJI: Float[Array, 'B T J I'],
-  k_index_BSI: Float[Array, 'B S I'],
+  k_index_BSI: Float[Array, '_B _S I'],
   w_index_BTJ: Float[Array, 'B T J'],
   *,
   k: int,
   select_rows: Callable[..., Array],
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
+  k_scale_BS: Float32[Array, '_B _S'] | None = None,
+  pages_BN: Int32[Array, 'B N'] | None = None,
+  scale_format: str = 'float32',
   target: mosaic.Target = mosaic.Target.DEVICE,
 ) -> Selection:
   """See `pallas_kernels.indexed_topk`.
@@ -67,6 +73,9 @@ def indexed_topk(
     select_rows: (scores_RS, start_R, end_R, *, k) -> indices_RK.
     key_start_BT: see `pallas_kernels.indexed_topk`.
     key_end_BT: likewise.
+    k_scale_BS: likewise.
+    pages_BN: likewise.
+    scale_format: likewise.
     target: where the indexer's kernel is to run.
 
   Raises:
@@ -75,8 +84,9 @@ def indexed_topk(
   q_BTJI, k_BSI, w_BTJ = lax.stop_gradient(
     (q_index_BTJI, k_index_BSI, w_index_BTJ)
   )
+  keys = StoredKeys(k_BSI, k_scale_BS, pages_BN)
   B, T = q_BTJI.shape[:2]
-  S = k_BSI.shape[1]
+  S = keys.num_keys
   start_BT, end_BT = windows.key_ranges(
     key_start_BT, key_end_BT, batch=B, num_queries=T, num_keys=S
   )
@@ -84,7 +94,9 @@ def indexed_topk(
   def chunk(
     q_BtJI: Array, w_BtJ: Array, start_Bt: Array, end_Bt: Array
   ) -> Array:
-    scores_BtS = _scores(q_BtJI, k_BSI, w_BtJ, start_Bt, end_Bt, target)
+    scores_BtS = _scores(
+      q_BtJI, keys, w_BtJ, start_Bt, end_Bt, scale_format, target
+    )
     t = scores_BtS.shape[1]
     indices_RK = select_rows(
       scores_BtS.reshape(B * t, S),
@@ -108,17 +120,33 @@ def indexed_topk(
 
 def _scores(
   q_BtJI: Array,
-  k_BSI: Array,
+  keys: StoredKeys,
   w_BtJ: Array,
   start_Bt: Array,
   end_Bt: Array,
+  scale_format: str,
   target: mosaic.Target,
 ) -> Array:
   try:
-    return mosaic_chunks.score_chunk(
-      q_BtJI, k_BSI, w_BtJ, start_Bt, end_Bt, target=target
+    return mosaic_chunks.score_stored(
+      q_BtJI,
+      keys,
+      w_BtJ,
+      start_Bt,
+      end_Bt,
+      scale_format=scale_format,
+      # Nothing outside the ranges is looked at.
+      fill=False,
+      target=target,
     )
   except NotImplementedError:
     return indexer_xla.lightning_indexer(
-      q_BtJI, k_BSI, w_BtJ, key_start_BT=start_Bt, key_end_BT=end_Bt
+      q_BtJI,
+      keys.values,
+      w_BtJ,
+      key_start_BT=start_Bt,
+      key_end_BT=end_Bt,
+      k_scale_BS=keys.scale,
+      pages_BN=keys.pages_BN,
+      scale_format=scale_format,
     )

@@ -4,7 +4,7 @@ Letters: B batch, T query tokens, S key tokens, K selected tokens.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from pallas_kernels.lightning_indexer import reference as lightning_indexer
 from pallas_kernels.topk_selector.selection import Selection
@@ -27,12 +27,15 @@ def select_topk(scores_BTS: Float[Array, 'B T S'], *, k: int) -> Selection:
 
 def indexed_topk(
   q_index_BTJI: Float[Array, 'B T J I'],
-  k_index_BSI: Float[Array, 'B S I'],
+  k_index_BSI: Float[Array, '_B _S I'],
   w_index_BTJ: Float[Array, 'B T J'],
   *,
   k: int,
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
+  k_scale_BS: Float32[Array, '_B _S'] | None = None,
+  pages_BN: Int32[Array, 'B N'] | None = None,
+  scale_format: str = 'float32',
 ) -> Selection:
   """Eq. 1, then Eq. 2."""
   scores_BTS = lightning_indexer.lightning_indexer(
@@ -41,5 +44,8 @@ def indexed_topk(
     w_index_BTJ,
     key_start_BT=key_start_BT,
     key_end_BT=key_end_BT,
+    k_scale_BS=k_scale_BS,
+    pages_BN=pages_BN,
+    scale_format=scale_format,
   )
   return select_topk(scores_BTS, k=k)

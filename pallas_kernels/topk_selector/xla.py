@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int16, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int16, Int32
 
 from pallas_kernels import windows
+from pallas_kernels.lightning_indexer import quantization
 from pallas_kernels.lightning_indexer import xla as lightning_indexer
+from pallas_kernels.lightning_indexer.stored_keys import StoredKeys
 from pallas_kernels.topk_selector import config, xla_words
 from pallas_kernels.topk_selector.selection import Selection
 
@@ -79,22 +81,28 @@ def selection_mask(
     return windows.map_query_blocks(block, scores_BTS, block=sizes.query_block)
 
 
-@functools.partial(jax.jit, static_argnames='k')
+@functools.partial(jax.jit, static_argnames=('k', 'scale_format'))
 def indexed_topk(
   q_index_BTJI: Float[Array, 'B T J I'],
-  k_index_BSI: Float[Array, 'B S I'],
+  k_index_BSI: Float[Array, '_B _S I'],
   w_index_BTJ: Float[Array, 'B T J'],
   *,
   k: int,
   key_start_BT: Int32[Array, 'B T'] | None = None,
   key_end_BT: Int32[Array, 'B T'] | None = None,
+  k_scale_BS: Float32[Array, '_B _S'] | None = None,
+  pages_BN: Int32[Array, 'B N'] | None = None,
+  scale_format: str = 'float32',
 ) -> Selection:
   """See `pallas_kernels.indexed_topk`."""
   q_BTJI, k_BSI, w_BTJ = lax.stop_gradient(
     (q_index_BTJI, k_index_BSI, w_index_BTJ)
   )
+  keys = StoredKeys(k_BSI, k_scale_BS, pages_BN)
+  if k_scale_BS is not None:
+    q_BTJI = quantization.round_trip(q_BTJI, scale_format == 'ue8m0')
   B, T = q_BTJI.shape[:2]
-  S = k_BSI.shape[1]
+  S = keys.num_keys
   start_BT, end_BT = windows.key_ranges(
     key_start_BT, key_end_BT, batch=B, num_queries=T, num_keys=S
   )
@@ -106,9 +114,8 @@ def indexed_topk(
     q_BtJI: Array, w_BtJ: Array, start_Bt: Array, end_Bt: Array
   ) -> Array:
     def branch(offset: Array, width: int) -> tuple[Array, ...]:
-      k_BWI = lax.dynamic_slice_in_dim(k_BSI, offset, width, axis=1)
-      scores_BtW = lightning_indexer.score_window(
-        q_BtJI, k_BWI, w_BtJ, start_Bt, end_Bt, offset
+      scores_BtW = lightning_indexer.score_stored(
+        q_BtJI, keys, w_BtJ, start_Bt, end_Bt, offset, width
       )
       if few:
         return _few_indices(scores_BtW, k=k), offset
