@@ -1,5 +1,7 @@
 """Training state on disk, and weights from elsewhere."""
 
+from dsv32_jax.checkpoints.hf_check import check as check_hf
+from dsv32_jax.checkpoints.hf_export import save_hf
 from dsv32_jax.checkpoints.hf_import import load_hf
 from dsv32_jax.checkpoints.manager import CheckpointManager
 from dsv32_jax.checkpoints.reading import (
@@ -14,8 +16,10 @@ __all__ = [
   'CheckpointError',
   'CheckpointManager',
   'Restored',
+  'check_hf',
   'load_hf',
   'load_params',
   'load_stage',
   'read_extra',
+  'save_hf',
 ]

@@ -38,6 +38,7 @@ class Tensor:
     name: full name in the file.
     shape: shape in the file.
     factored: `shape` with every product of factors apart.
+    axis_of: axis of `shape` that each factor belongs to.
     cut_axis: axis of `factored` that is concatenated, and the sizes of its
       parts; -1 and () if none is.
     cut_sizes: see `cut_axis`.
@@ -49,6 +50,7 @@ class Tensor:
   name: str
   shape: tuple[int, ...]
   factored: tuple[int, ...]
+  axis_of: tuple[int, ...]
   cut_axis: int
   cut_sizes: tuple[int, ...]
   targets: tuple[Target, ...]
@@ -104,6 +106,22 @@ def tensors(
     rows = hf_table.ATTENTION + hf_table.MOE + routed
     yield from _scope(cfg, rows, prefix, ('mtp', 'block'), ())
   yield from _scope(cfg, hf_table.HEAD, '', (), ())
+
+
+def shared(cfg: ModelConfig) -> tuple[Tensor, ...]:
+  """The embedding, and the head where it has its own matrix."""
+  rows = tuple(row for row in hf_table.MODEL if row.name.startswith('embed'))
+  return (
+    *_scope(cfg, rows, 'model.', (), ()),
+    *_scope(cfg, hf_table.HEAD, '', (), ()),
+  )
+
+
+def original_name(cfg: ModelConfig, copy: str) -> str:
+  """The tensor that one of the MTP layer without targets is a copy of."""
+  if copy.endswith('.shared_head.head.weight') and not cfg.tie_word_embeddings:
+    return 'lm_head.weight'
+  return 'model.embed_tokens.weight'
 
 
 def mtp_prefix(cfg: ModelConfig) -> str:
@@ -196,6 +214,9 @@ def _tensor(
     name=name,
     shape=shape,
     factored=tuple(size_of[factor] for factor in factors),
+    axis_of=tuple(
+      number for number, axis in enumerate(axes) for _ in axis.split('.')
+    ),
     cut_axis=cut_axis,
     cut_sizes=cut_sizes,
     targets=tuple(targets),

@@ -1,8 +1,9 @@
 """Block-scaled FP8 (e4m3) and the Hadamard rotation that goes with it.
 
 A block is a stretch of the trailing dimensions that shares one float32 scale:
-(128,) for activations ("1x128"), (128, 128) for weights. Dimensions that are
-not a multiple of the block end in a smaller one.
+(128,) for activations ("1x128"), (128, 128) for weights, (128, 1, 1) for a
+weight with heads whose columns have a scale each. Dimensions that are not a
+multiple of the block end in a smaller one.
 """
 
 import dataclasses
@@ -29,13 +30,22 @@ class QuantizedArray:
     values: float8_e4m3fn, any shape.
     scale: float32; the blocked trailing dimensions hold one entry a block.
       The multiplier, although checkpoints call it `weight_scale_inv`.
-    block: size of a block in the trailing dimensions.
+    block: size of a block in the trailing dimensions; leading ones (stacked
+      layers, experts) have scales of their own.
   """
 
   # Any, as jax rebuilds pytrees with shapes, specs or stacked arrays inside.
   values: Any
   scale: Any
   block: tuple[int, ...] = dataclasses.field(metadata={'static': True})
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.values.shape
+
+  @property
+  def ndim(self) -> int:
+    return len(self.values.shape)
 
 
 def hadamard_rotation(x: Float[Array, '*batch I']) -> Float[Array, '*batch I']:
@@ -184,6 +194,8 @@ def _expand(
   """Repeats every scale over its block, cut to `shape`."""
   lead = len(shape) - len(block)
   for axis, size in enumerate(block, start=lead):
+    if size == 1:
+      continue
     scale = jnp.repeat(scale, size, axis=axis)
     scale = jax.lax.slice_in_dim(scale, 0, shape[axis], axis=axis)
   return scale

@@ -157,3 +157,14 @@ def test_quantize_impossible_arguments_are_refused(
     quantization.quantize(
       jnp.ones((4, 4)), block=block, scale_format=scale_format
     )
+
+
+def test_dequantize_blocks_along_one_dim_of_a_weight_with_heads():
+  """As w_uq is kept: blocks of 128 rows, a scale for each head's column."""
+  values = jnp.ones((2, 200, 3, 5), jnp.float8_e4m3fn)
+  scale = jnp.arange(60, dtype=jnp.float32).reshape(2, 2, 3, 5)
+  quantized = quantization.QuantizedArray(values, scale, block=(128, 1, 1))
+  layer, row, head, column = np.indices(values.shape)
+  desired = np.asarray(scale)[layer, row // 128, head, column]
+  np.testing.assert_array_equal(quantization.dequantize(quantized), desired)
+  assert (quantized.shape, quantized.ndim) == ((2, 200, 3, 5), 4)
