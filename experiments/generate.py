@@ -41,6 +41,9 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 64, 'At most.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, '0 is greedy.')
 _TOP_K = flags.DEFINE_integer('top_k', None, 'Draw from the k most likely.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draw from this much probability.')
+_MIN_P = flags.DEFINE_float(
+  'min_p', 0.0, "Draw from tokens of this share of the best one's probability."
+)
 _SAMPLES = flags.DEFINE_integer('samples', 1, 'Continuations to draw.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the first continuation.')
 _TOKENIZER = flags.DEFINE_string(
@@ -90,7 +93,10 @@ def _generate(path: pathlib.Path, layout: parallel.Parallel | None) -> None:
     [prompt] * _SAMPLES.value,
     max_new_tokens=_MAX_NEW_TOKENS.value,
     sampling=inference.Sampling(
-      temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value
+      temperature=_TEMPERATURE.value,
+      top_k=_TOP_K.value,
+      top_p=_TOP_P.value,
+      min_p=_MIN_P.value,
     ),
     seeds=range(_SEED.value, _SEED.value + _SAMPLES.value),
     eos=() if _IGNORE_EOS.value else eos,

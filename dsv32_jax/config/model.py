@@ -152,12 +152,15 @@ class AttentionMode:
       for dense attention and MQA for sparse attention. Equal in exact
       arithmetic.
     trace: also return, per layer, what the indexer diagnostics need.
+    record: also return, per layer, the selected set and the chosen experts of
+      every token, for training to replay.
   """
 
   selector: Selector = 'indexer'
   indexer_kl: Literal['none', 'all', 'selected'] = 'none'
   absorbed: bool | None = None
   trace: bool = False
+  record: bool = False
 
   def __post_init__(self):
     check_types(self)
@@ -191,6 +194,10 @@ class ModelConfig:
   Attributes are the Hugging Face names; those that are ours:
     index_hadamard: rotate indexer queries and keys by a Hadamard matrix (no
       effect in exact arithmetic, spreads outliers before fp8).
+    index_fp8: round indexer queries and keys to float8, a power-of-two scale a
+      vector, as the released inference code does; gradients pass straight.
+    latent_fp8: round latents (not their rotary part) to float8 in blocks of
+      128, likewise, before they are used or cached.
     indexer_rope_interleave: pair layout of the indexer's RoPE; False
       (half-split) for V3.2, True for GLM-5 checkpoints.
     balance_loss_alpha: weight of the sequence-wise balance loss (V3 eq. 17).
@@ -243,6 +250,8 @@ class ModelConfig:
   bos_token_id: int = 0
   eos_token_id: int = 1
   index_hadamard: bool = False
+  index_fp8: bool = False
+  latent_fp8: bool = False
   indexer_rope_interleave: bool = False
   balance_loss_alpha: float = 1e-4
   precision: Precision = dataclasses.field(default_factory=Precision)

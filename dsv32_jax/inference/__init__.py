@@ -1,14 +1,29 @@
-"""Decoding with functional caches: prefill, single steps, whole generations."""
+"""Decoding: batches in one program, an engine for requests that come and go."""
 
 from dsv32_jax.inference.cached import DecodeState as DecodeState
 from dsv32_jax.inference.cached import decode_step as decode_step
 from dsv32_jax.inference.cached import init_state as init_state
 from dsv32_jax.inference.cached import prefill as prefill
+from dsv32_jax.inference.engine import Engine as Engine
+from dsv32_jax.inference.engine import EngineConfig as EngineConfig
+from dsv32_jax.inference.engine import EngineStats as EngineStats
+from dsv32_jax.inference.engine import Ticket as Ticket
+from dsv32_jax.inference.engine_thread import EngineThread as EngineThread
+from dsv32_jax.inference.fp8_weights import prepare_fp8 as prepare_fp8
 from dsv32_jax.inference.generate import Generation as Generation
 from dsv32_jax.inference.generate import decode as decode
 from dsv32_jax.inference.generate import generate as generate
+from dsv32_jax.inference.generator import Generator as Generator
+from dsv32_jax.inference.requests import Completion as Completion
+from dsv32_jax.inference.requests import Progress as Progress
+from dsv32_jax.inference.requests import QueueFull as QueueFull
+from dsv32_jax.inference.requests import Record as Record
+from dsv32_jax.inference.requests import Request as Request
+from dsv32_jax.inference.requests import RequestTooLong as RequestTooLong
 from dsv32_jax.inference.sampling import GREEDY as GREEDY
 from dsv32_jax.inference.sampling import Sampled as Sampled
 from dsv32_jax.inference.sampling import Sampling as Sampling
+from dsv32_jax.inference.sampling import SamplingParams as SamplingParams
 from dsv32_jax.inference.sampling import sample as sample
+from dsv32_jax.inference.sampling import stack as stack
 from dsv32_jax.inference.unroll import unroll as unroll

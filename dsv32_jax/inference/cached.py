@@ -41,32 +41,67 @@ class DecodeState:
 
   @property
   def capacity(self) -> int:
-    return self.caches[0].capacity
+    return self.caches[0].area_size
 
 
-def init_state(cfg: ModelConfig, *, batch: int, capacity: int) -> DecodeState:
+def init_state(
+  cfg: ModelConfig,
+  *,
+  batch: int,
+  capacity: int,
+  latent_format: str = 'compute',
+  index_format: str = 'compute',
+) -> DecodeState:
   """Empty caches for `batch` requests of at most `capacity` tokens each.
 
   Under a layout each device makes the caches of its own requests.
 
+  Args:
+    cfg: the model.
+    batch: requests.
+    capacity: tokens of each.
+    latent_format: of the latent rows: the compute dtype, or 656 bytes.
+    index_format: of the indexer keys: the compute dtype, or float8.
+
   Raises:
-    ValueError: for a model without an indexer (its keys are cached too).
+    ValueError: for a model without an indexer (its keys are cached too), or
+      latent rows that the 656-byte format is not made for.
   """
+  caches = init_caches(
+    cfg,
+    count=cfg.num_hidden_layers,
+    areas=batch,
+    area_size=capacity,
+    latent_format=latent_format,
+    index_format=index_format,
+  )
+  return DecodeState(caches=caches, length_B=jnp.zeros((batch,), jnp.int32))
+
+
+def init_caches(
+  cfg: ModelConfig,
+  *,
+  count: int,
+  areas: int,
+  area_size: int,
+  latent_format: str,
+  index_format: str,
+) -> tuple[latent_cache.LatentCache, ...]:
+  """Empty caches of `count` layers; see `functional.latent_cache`."""
   cfg.require_indexer()
 
-  def init() -> DecodeState:
-    return DecodeState(
-      caches=tuple(
-        latent_cache.init(
-          batch=batch,
-          capacity=capacity,
-          latent_dim=cfg.latent_dim,
-          index_dim=cfg.index_head_dim,
-          dtype=jnp.dtype(cfg.precision.compute),
-        )
-        for _ in range(cfg.num_hidden_layers)
-      ),
-      length_B=jnp.zeros((batch,), jnp.int32),
+  def init() -> tuple[latent_cache.LatentCache, ...]:
+    return tuple(
+      latent_cache.init(
+        areas=areas,
+        area_size=area_size,
+        latent_dim=cfg.latent_dim,
+        index_dim=cfg.index_head_dim,
+        dtype=jnp.dtype(cfg.precision.compute),
+        latent_format=latent_format,
+        index_format=index_format,
+      )
+      for _ in range(count)
     )
 
   layout = parallel.active()

@@ -18,7 +18,7 @@ from dsv32_jax.config.model import SPARSE, AttentionMode, ModelConfig
 from dsv32_jax.inference import cached
 from dsv32_jax.inference import sampling as sampling_lib
 from dsv32_jax.inference.cached import DecodeState
-from dsv32_jax.inference.sampling import GREEDY, Sampling
+from dsv32_jax.inference.sampling import GREEDY, Sampling, SamplingParams
 from dsv32_jax.inference.unroll import unroll
 from dsv32_jax.modules.transformer import DeepSeekV32
 
@@ -67,7 +67,7 @@ class _Loop:
 
 @functools.partial(
   jax.jit,
-  static_argnames=('model', 'num_tokens', 'sampling', 'attention'),
+  static_argnames=('model', 'num_tokens', 'attention'),
   donate_argnames=('state',),
 )
 def decode(
@@ -79,7 +79,7 @@ def decode(
   eos_E: Int[Array, ' E'],
   *,
   num_tokens: int,
-  sampling: Sampling = GREEDY,
+  params: SamplingParams | None = None,
   attention: AttentionMode = SPARSE,
 ) -> tuple[Array, Array, Array, Array, DecodeState]:
   """Draws up to `num_tokens` tokens in one program, without leaving the device.
@@ -93,7 +93,7 @@ def decode(
     eos_E: a request ends after any of these, and decoding when all have; -1
       is no token.
     num_tokens: N.
-    sampling: how to draw.
+    params: how to draw each request's tokens; None is greedy.
     attention: dense or sparse.
 
   Returns:
@@ -101,14 +101,14 @@ def decode(
     token of a request is not in its cache yet.
   """
   B = logits_BV.shape[0]
+  if params is None:
+    params = sampling_lib.stack([GREEDY] * B)
   key_B = sampling_lib.request_keys(seed_B)
 
   def draw(loop: _Loop, logits_BV: Array) -> _Loop:
     """Records the step-th token."""
     drawn = sampling_lib.sample(
-      logits_BV,
-      sampling_lib.step_keys(key_B, loop.step),
-      sampling=sampling,
+      logits_BV, sampling_lib.step_keys(key_B, loop.step), params
     )
     latest_B = loop.tokens_BN[:, jnp.maximum(loop.step - 1, 0)]
     token_B = jnp.where(loop.done_B, latest_B, drawn.token_B)
@@ -256,7 +256,7 @@ def generate(
     np.asarray(seeds, np.uint32),
     np.array([*eos] or [_NO_TOKEN], np.int32),
     num_tokens=max_new_tokens,
-    sampling=sampling,
+    params=sampling_lib.stack([sampling] * len(prompts)),
     attention=cached.resolved(attention, num_queries=1),
   )
   return Generation(*(np.asarray(field) for field in fields))

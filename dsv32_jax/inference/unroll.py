@@ -55,7 +55,7 @@ def _unrolled_shardings(variables: dict) -> Any:
     return None
 
   def without_layers(path: tuple, leaf: jax.Array) -> Any:
-    name = tuple(key.key for key in path)
+    name = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
     sharding = leaf.sharding
     if not isinstance(sharding, NamedSharding):
       return None

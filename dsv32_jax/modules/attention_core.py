@@ -23,11 +23,15 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from dsv32_jax.config.model import AttentionMode, ModelConfig
 from dsv32_jax.functional import attention as attention_fn
+from dsv32_jax.functional import latent_cache
 from dsv32_jax.modules import mla, remat, selectors
 from dsv32_jax.modules.mla import MLAWeights
 from dsv32_jax.modules.rope import softmax_scale
 from dsv32_jax.sharding import axes
 from dsv32_jax.sharding.attention_region import Attended
+
+_FEW_QUERIES = 4
+"""Of a request, up to which dense attention is a kernel's for decoding."""
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +45,7 @@ class AttentionContext:
     key_end_BT: one past the last valid key; equal to the start for padding.
     row_weight_BT: weight of each query's KL in L^I; sums to 1 over the batch.
     cache_length_B: tokens already cached, with a cache; else None.
+    pages_BN: pages of each request's cache, in order; None without pages.
     sequence_shards: tokens are in zigzag order over so many shards
       (`sharding.zigzag`); 1 is natural order. Static.
   """
@@ -50,6 +55,7 @@ class AttentionContext:
   key_end_BT: Any
   row_weight_BT: Any
   cache_length_B: Any = None
+  pages_BN: Any = None
   sequence_shards: int = dataclasses.field(default=1, metadata={'static': True})
 
 
@@ -79,13 +85,46 @@ class Queries:
 class Keys:
   """What is attended to, for all queries, in natural order.
 
+  Of a cache it is what `functional.latent_cache` keeps, in its formats: with
+  pages every array but the last is a pool of them, [A, O, ...].
+
   Attributes:
     latent_BSX: latent rows.
     k_index_BSI: indexer keys, or None without an indexer.
+    k_scale_BS: scales of 8-bit indexer keys, else None.
+    pages_BN: the pages that make up each row, or None without pages.
+    cached: whether these are a cache's, which nothing is differentiated by.
   """
 
   latent_BSX: Any
   k_index_BSI: Any
+  k_scale_BS: Any = None
+  pages_BN: Any = None
+  cached: bool = dataclasses.field(default=False, metadata={'static': True})
+
+  @classmethod
+  def of_cache(
+    cls, cache: latent_cache.LatentCache, pages_BN: Array | None
+  ) -> 'Keys':
+    return cls(
+      cache.latent_AOX, cache.k_index_AOI, cache.k_scale_AO, pages_BN, True
+    )
+
+  @property
+  def num_keys(self) -> int:
+    """S."""
+    size = self.latent_BSX.shape[1]
+    return size if self.pages_BN is None else size * self.pages_BN.shape[1]
+
+  def latents(self, dtype: Any) -> Float[Array, 'B S X']:
+    """Every row's latents, in order, in a type to compute with."""
+    return latent_cache.latent_rows(self.latent_BSX, self.pages_BN, dtype)
+
+  def index_keys(self, dtype: Any) -> Float[Array, 'B S I']:
+    """Every row's indexer keys, likewise."""
+    return latent_cache.index_keys(
+      self.k_index_BSI, self.k_scale_BS, self.pages_BN, dtype
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,10 +180,11 @@ class AttentionCore:
     """
     size = self.cfg.query_chunk
     B, T = queries.q_in_BTQ.shape[:2]
-    dtype = keys.latent_BSX.dtype
-    # The chunks' gradients of the keys are summed in the type of what the scan
-    # closes over.
-    keys = jax.tree.map(lambda x: x.astype(jnp.float32), keys)
+    types = jax.tree.map(lambda x: x.dtype, keys)
+    if not keys.cached:
+      # The chunks' gradients of the keys are summed in the type of what the
+      # scan closes over.
+      keys = jax.tree.map(lambda x: x.astype(jnp.float32), keys)
 
     def split(x_BT: Array) -> Array:
       # Queries of the padding have an empty range of keys and weight 0.
@@ -153,16 +193,26 @@ class AttentionCore:
       return jnp.moveaxis(x_BT.reshape(B, -1, size, *x_BT.shape[2:]), 1, 0)
 
     def chunk(_, queries: Queries):
-      attended = self._attend(
-        weights, queries, jax.tree.map(lambda x: x.astype(dtype), keys), key
-      )
-      return None, (attended.u_BTD, attended.indexer_kl, attended.num_pairs)
+      narrow = jax.tree.map(lambda x, t: x.astype(t), keys, types)
+      attended = self._attend(weights, queries, narrow, key)
+      if not self.mode.record:
+        attended = dataclasses.replace(attended, indices_BTK=None)
+      return None, attended
 
-    _, (u_NBtD, kl_N, pairs_N) = jax.lax.scan(
+    _, chunks = jax.lax.scan(
       self._rematted(chunk), None, jax.tree.map(split, queries)
     )
-    u_BTD = jnp.moveaxis(u_NBtD, 0, 1).reshape(B, -1, u_NBtD.shape[-1])
-    return Attended(u_BTD[:, :T], jnp.sum(kl_N), jnp.sum(pairs_N))
+
+    def join(x_NBt: Array) -> Array:
+      x_BT = jnp.moveaxis(x_NBt, 0, 1)
+      return x_BT.reshape(B, -1, *x_BT.shape[3:])[:, :T]
+
+    return Attended(
+      join(chunks.u_BTD),
+      jnp.sum(chunks.indexer_kl),
+      jnp.sum(chunks.num_pairs),
+      join(chunks.indices_BTK) if self.mode.record else None,
+    )
 
   def _rematted(self, step: Callable) -> Callable:
     """The step of a scan, made again backward but for what is named."""
@@ -198,7 +248,7 @@ class AttentionCore:
     key: Array | None,
   ) -> Int[Array, 'B T K']:
     """S_t of Eq. 2, or the set a control would take; constants for autodiff."""
-    num_keys = keys.latent_BSX.shape[1]
+    num_keys = keys.num_keys
     k = min(self.cfg.index_topk, num_keys)
     # The ranges are the same in every layer. In a scan over layers, JAX would
     # take what follows from them alone, the masks of all blocks of queries,
@@ -217,13 +267,21 @@ class AttentionCore:
           (queries.q_index_BTJI, keys.k_index_BSI, queries.w_index_BTJ)
         )
         return pallas_kernels.indexed_topk(
-          q, k_index_BSI, w, k=k, key_start_BT=ranges[0], key_end_BT=ranges[1]
+          q,
+          k_index_BSI,
+          w,
+          k=k,
+          key_start_BT=ranges[0],
+          key_end_BT=ranges[1],
+          k_scale_BS=keys.k_scale_BS,
+          pages_BN=keys.pages_BN,
+          scale_format=latent_cache.SCALE_FORMAT,
         ).indices_BTK
       case 'oracle':
         q, k_BSHX = jax.lax.stop_gradient(
           (
             self._queries(mla.queries, weights, queries),
-            mla.expand(weights, keys.latent_BSX)[0],
+            mla.expand(weights, keys.latents(weights.w_uk.dtype))[0],
           )
         )
         return selectors.oracle(
@@ -294,16 +352,14 @@ class AttentionCore:
     absorbed = mode.is_sparse if mode.absorbed is None else mode.absorbed
     if absorbed:
       q = self._queries(mla.absorbed_queries, weights, queries)
-      widths = {'latent_dim': self.cfg.kv_lora_rank, 'scale': scale}
       if indices_BTK is None:
-        out, lse_BTH = _shared_key_attention(
-          q, keys.latent_BSX, **widths, **ranges
+        out, lse_BTH = _all_latents(
+          q, keys, latent_dim=self.cfg.kv_lora_rank, scale=scale, **ranges
         )
       else:
-        result = pallas_kernels.sparse_mla_attention(
-          q, keys.latent_BSX, indices_BTK, **widths
+        out, lse_BTH = _selected_latents(
+          q, keys, indices_BTK, latent_dim=self.cfg.kv_lora_rank, scale=scale
         )
-        out, lse_BTH = result.out_BTHC, result.lse_BTH
       u_BTD = mla.absorbed_output(weights, out)
       return u_BTD, (q, keys.latent_BSX[:, :, None, :], lse_BTH)
     if indices_BTK is None and self.sequence_parts > 1:
@@ -312,7 +368,7 @@ class AttentionCore:
       q = self._queries(mla.absorbed_queries, weights, queries)
       return u_BTD, (q, keys.latent_BSX[:, :, None, :], lse_BTH)
     q = self._queries(mla.queries, weights, queries)
-    k, v = mla.expand(weights, keys.latent_BSX)
+    k, v = mla.expand(weights, keys.latents(q.dtype))
     if indices_BTK is None:
       out, lse_BTH = attention_fn.dense_attention(
         q, k, v, scale=scale, **ranges
@@ -365,6 +421,56 @@ class AttentionCore:
     )
     lse_BTH = jnp.moveaxis(lse_GBTh, 0, 2).reshape(B, T, H)
     return u_BTD.astype(dtype), lse_BTH
+
+
+def _all_latents(
+  q_BTHX: Array, keys: Keys, *, latent_dim: int, **options: Any
+) -> tuple[Array, Array]:
+  """Dense attention in MQA mode."""
+  if not keys.cached or q_BTHX.shape[1] > _FEW_QUERIES:
+    return _shared_key_attention(
+      q_BTHX, keys.latents(q_BTHX.dtype), latent_dim=latent_dim, **options
+    )
+  rows, pages_BN = keys.latent_BSX, keys.pages_BN
+  if rows.dtype != q_BTHX.dtype:
+    rows, pages_BN = keys.latents(q_BTHX.dtype), None
+  result = pallas_kernels.dense_mla_decode(
+    q_BTHX, rows, latent_dim=latent_dim, pages_BN=pages_BN, **options
+  )
+  return result.out_BTHC, result.lse_BTH
+
+
+def _selected_latents(
+  q_BTHX: Array,
+  keys: Keys,
+  indices_BTK: Array,
+  *,
+  latent_dim: int,
+  scale: float,
+) -> tuple[Array, Array]:
+  """MQA mode over the selected set, read from wherever the rows are."""
+  rows = keys.latent_BSX
+  B, T, H, X = q_BTHX.shape
+  q = q_BTHX
+  if keys.pages_BN is not None:
+    # All pages are one long row then, and all queries are its own.
+    indices_BTK = pallas_kernels.physical_indices(
+      indices_BTK, keys.pages_BN, page=rows.shape[1]
+    ).reshape(1, B * T, -1)
+    rows = rows.reshape(1, -1, rows.shape[-1])
+    q = q.reshape(1, B * T, H, X)
+  if rows.dtype == jnp.uint8:
+    result = pallas_kernels.sparse_mla_attention_fp8_cache(
+      q, rows, indices_BTK, scale=scale
+    )
+  else:
+    result = pallas_kernels.sparse_mla_attention(
+      q, rows.astype(q.dtype), indices_BTK, latent_dim=latent_dim, scale=scale
+    )
+  return (
+    result.out_BTHC.reshape(B, T, H, latent_dim),
+    result.lse_BTH.reshape(B, T, H),
+  )
 
 
 def _selected_attention(

@@ -62,7 +62,9 @@ class Block(nn.Module):
     with jax.named_scope('ffn'):
       if self.use_moe:
         valid_BT = context.key_end_BT > context.key_start_BT
-        y_BTD, moe_aux = MoE(cfg, name='moe')(x_BTD, valid_BT)
+        y_BTD, moe_aux = MoE(cfg, record=self.mode.record, name='moe')(
+          x_BTD, valid_BT
+        )
       else:
         y_BTD = SwiGLU(cfg, cfg.intermediate_size, name='ffn')(x_BTD)
     h_BTD = constrain(h_BTD + y_BTD, axes.BATCH, axes.SEQUENCE, None)

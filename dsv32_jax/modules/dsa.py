@@ -62,12 +62,14 @@ class AttentionAux:
     num_pairs: (query, key) pairs attended to, float32.
     trace: operands for diagnostics, if asked for.
     cache: the longer cache, if one was given.
+    selected_BTK: the selected set, if the mode records.
   """
 
   indexer_kl: Any
   num_pairs: Any
   trace: Any = None
   cache: Any = None
+  selected_BTK: Any = None
 
 
 class DeepSeekSparseAttention(nn.Module):
@@ -130,25 +132,24 @@ class DeepSeekSparseAttention(nn.Module):
     keys = Keys(proj.latent_BTX, None if index is None else index.k_index_BTI)
     if cache is not None:
       assert index is not None, 'a cache holds indexer keys'
-      cache = latent_cache.append(
+      cache = attention_region.on_rows(
+        latent_cache.append,
         cache,
         proj.latent_BTX,
         index.k_index_BTI,
-        start_B=context.cache_length_B,
+        context.cache_length_B,
+        context.pages_BN,
       )
       # Else XLA fuses the write into every reader, each with its own copy.
       cache = jax.lax.optimization_barrier(cache)
-      keys = Keys(
-        cache.latent_BSX.astype(x_BTD.dtype),
-        cache.k_index_BSI.astype(x_BTD.dtype),
-      )
+      keys = Keys.of_cache(cache, context.pages_BN)
     is_random = mode.selector == 'random'
     queries = Queries(
       q_in_BTQ=proj.q_in_BTQ,
       q_index_BTJI=None if index is None else index.q_index_BTJI,
       w_index_BTJ=None if index is None else index.w_index_BTJ,
       number_BT=_numbers(context) if is_random else None,
-      context=dataclasses.replace(context, cache_length_B=None),
+      context=dataclasses.replace(context, cache_length_B=None, pages_BN=None),
     )
     weights = mla.weights()
     attended = attention_region.attend(
@@ -171,9 +172,9 @@ class DeepSeekSparseAttention(nn.Module):
         q_BTHX=mla_fn.queries(
           cfg, weights, proj.q_in_BTQ, context.positions_BT
         ),
-        k_BSHX=mla_fn.expand(weights, keys.latent_BSX)[0],
+        k_BSHX=mla_fn.expand(weights, keys.latents(x_BTD.dtype))[0],
         q_index_BTJI=index.q_index_BTJI,
-        k_index_BSI=keys.k_index_BSI,
+        k_index_BSI=keys.index_keys(x_BTD.dtype),
         w_index_BTJ=index.w_index_BTJ,
         indices_BTK=attended.indices_BTK,
       )
@@ -182,6 +183,7 @@ class DeepSeekSparseAttention(nn.Module):
       num_pairs=attended.num_pairs,
       trace=trace,
       cache=cache,
+      selected_BTK=attended.indices_BTK if mode.record else None,
     )
 
 

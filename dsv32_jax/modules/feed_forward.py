@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dsv32_jax.config.model import ModelConfig
-from dsv32_jax.modules.weights import weight
+from dsv32_jax.modules.weights import product, weight
 from dsv32_jax.sharding import axes
 from dsv32_jax.sharding.parallel import constrain
 
 
 def swiglu(gate: Array, up: Array) -> Array:
   """silu(gate) * up in float32, cast back (spec 3.1)."""
-  product = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
-  return product.astype(gate.dtype)
+  hidden = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+  return hidden.astype(gate.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -40,11 +40,11 @@ class SwiGLU(nn.Module):
     w_down = weight(self, cfg, 'w_down', (F, D), (axes.MLP, axes.EMBED))
     gate_BTF, up_BTF = (
       constrain(
-        jnp.einsum('btd,df->btf', x_BTD, w),
+        product('btd,df->btf', x_BTD, w),
         axes.BATCH,
         axes.SEQUENCE,
         axes.MLP,
       )
       for w in (w_gate, w_up)
     )
-    return jnp.einsum('btf,fd->btd', swiglu(gate_BTF, up_BTF), w_down)
+    return product('btf,fd->btd', swiglu(gate_BTF, up_BTF), w_down)

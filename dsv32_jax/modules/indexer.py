@@ -18,7 +18,7 @@ from dsv32_jax.config.model import ModelConfig
 from dsv32_jax.functional import quantization, rotary
 from dsv32_jax.modules.norms import LayerNorm
 from dsv32_jax.modules.rope import inverse_frequencies
-from dsv32_jax.modules.weights import weight
+from dsv32_jax.modules.weights import product, weight
 from dsv32_jax.sharding import axes
 
 
@@ -82,13 +82,17 @@ class LightningIndexer(nn.Module):
       (axes.EMBED, axes.INDEX_HEADS),
       dtype=jnp.float32,
     )
-    q_BTJI = jnp.einsum('btq,qji->btji', c_q_BTQ, w_iq)
-    k_BTI = LayerNorm(I, name='k_norm')(jnp.einsum('btd,di->bti', x_BTD, w_ik))
+    q_BTJI = product('btq,qji->btji', c_q_BTQ, w_iq)
+    k_BTI = LayerNorm(I, name='k_norm')(product('btd,di->bti', x_BTD, w_ik))
     q_BTJI = self._rotate(q_BTJI, positions_BT)
     k_BTI = self._rotate(k_BTI, positions_BT)
     if cfg.index_hadamard:
       q_BTJI = quantization.hadamard_rotation(q_BTJI)
       k_BTI = quantization.hadamard_rotation(k_BTI)
+    if cfg.index_fp8:
+      # After the rotation, which is there to spread what would be cut off.
+      q_BTJI = quantization.fake_quantize(q_BTJI, block=(I,))
+      k_BTI = quantization.fake_quantize(k_BTI, block=(I,))
     w_BTJ = jnp.einsum('btd,dj->btj', x_BTD.astype(jnp.float32), w_iw)
     return IndexerProjections(
       q_index_BTJI=q_BTJI,

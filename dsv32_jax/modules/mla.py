@@ -16,11 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dsv32_jax.config.model import ModelConfig
-from dsv32_jax.functional import rotary
+from dsv32_jax.functional import quantization, rotary
 from dsv32_jax.modules.norms import RMSNorm
 from dsv32_jax.modules.rope import inverse_frequencies
-from dsv32_jax.modules.weights import weight
+from dsv32_jax.modules.weights import product, weight
 from dsv32_jax.sharding import axes
+
+_LATENT_BLOCK = 128
+"""Latents that share a scale in float8 (spec 3.3)."""
 
 
 @jax.tree_util.register_dataclass
@@ -113,10 +116,12 @@ class MultiHeadLatentAttention(nn.Module):
     """Down-projections, and RoPE of the shared key (interleaved pairs)."""
     q_in_BTQ = x_BTD
     if self.cfg.q_lora_rank is not None:
-      q_in_BTQ = self.q_norm(jnp.einsum('btd,dq->btq', x_BTD, self.w_dq))
-    c_kv_BTC = self.kv_norm(jnp.einsum('btd,dc->btc', x_BTD, self.w_dkv))
+      q_in_BTQ = self.q_norm(product('btd,dq->btq', x_BTD, self.w_dq))
+    c_kv_BTC = self.kv_norm(product('btd,dc->btc', x_BTD, self.w_dkv))
+    if self.cfg.latent_fp8:
+      c_kv_BTC = quantization.fake_quantize(c_kv_BTC, block=(_LATENT_BLOCK,))
     k_rope_BTR = rotary.apply(
-      jnp.einsum('btd,dr->btr', x_BTD, self.w_kr),
+      product('btd,dr->btr', x_BTD, self.w_kr),
       positions_BT,
       inverse_frequencies(self.cfg),
       interleaved=True,
@@ -174,9 +179,9 @@ def _query_heads(
   cfg: ModelConfig, weights: MLAWeights, q_in_BTQ: Array, positions_BT: Array
 ) -> tuple[Array, Array]:
   """Up-projections with RoPE: the position-free and the rotated part."""
-  q_nope_BTHN = jnp.einsum('btq,qhn->bthn', q_in_BTQ, weights.w_uq)
+  q_nope_BTHN = product('btq,qhn->bthn', q_in_BTQ, weights.w_uq)
   q_rope_BTHR = rotary.apply(
-    jnp.einsum('btq,qhr->bthr', q_in_BTQ, weights.w_qr),
+    product('btq,qhr->bthr', q_in_BTQ, weights.w_qr),
     positions_BT,
     inverse_frequencies(cfg),
     interleaved=True,
@@ -188,7 +193,7 @@ def output(
   weights: MLAWeights, out_BTHU: Float[Array, 'B T H U']
 ) -> Float[Array, 'B T D']:
   """MHA mode: the output projection, summed over the heads there are."""
-  return jnp.einsum('bthu,hud->btd', out_BTHU, weights.w_o)
+  return product('bthu,hud->btd', out_BTHU, weights.w_o)
 
 
 def absorbed_output(

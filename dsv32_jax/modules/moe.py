@@ -37,10 +37,12 @@ class MoEAux:
   Attributes:
     expert_load_E: tokens each expert received, padding not counted.
     balance_loss: alpha times the sequence-wise balance loss, float32.
+    expert_index_BTA: the experts of each token, best first, if asked for.
   """
 
   expert_load_E: Any
   balance_loss: Any
+  expert_index_BTA: Any = None
 
 
 class Router(nn.Module):
@@ -150,10 +152,12 @@ class MoE(nn.Module):
   Attributes:
     cfg: the model.
     exchange: passed to the routed experts.
+    record: report which experts each token went to.
   """
 
   cfg: ModelConfig
   exchange: Exchange = Exchange()
+  record: bool = False
 
   @nn.compact
   def __call__(
@@ -192,5 +196,7 @@ class MoE(nn.Module):
       alpha=cfg.balance_loss_alpha,
     )
     return y_BTD.astype(x_BTD.dtype), MoEAux(
-      expert_load_E=load_E, balance_loss=balance
+      expert_load_E=load_E,
+      balance_loss=balance,
+      expert_index_BTA=route.expert_index if self.record else None,
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dsv32_jax.config.model import AttentionMode, ModelConfig
+from dsv32_jax.functional.latent_cache import LatentCache
 from dsv32_jax.modules.block import Block, BlockAux, rematted
 from dsv32_jax.modules.dsa import AttentionContext
 from dsv32_jax.modules.norms import RMSNorm
@@ -33,6 +34,7 @@ class MultiTokenPrediction(nn.Module):
     h_BTD: Float[Array, 'B T D'],
     next_embedding_BTD: Float[Array, 'B T D'],
     context: AttentionContext,
+    cache: LatentCache | None = None,
   ) -> tuple[Float[Array, 'B T D'], BlockAux]:
     """Returns hidden states that predict t_{i+2}, and the block's report.
 
@@ -40,6 +42,7 @@ class MultiTokenPrediction(nn.Module):
       h_BTD: main model representation after its final norm.
       next_embedding_BTD: embedding of t_{i+1} at position i.
       context: as for the main model.
+      cache: the block's own, for decoding.
     """
     cfg = self.cfg
     D, eps = cfg.hidden_size, cfg.rms_norm_eps
@@ -53,5 +56,7 @@ class MultiTokenPrediction(nn.Module):
     )
     z_BTD = jnp.einsum('btm,md->btd', joined, w_eh)
     block = rematted(Block, cfg.remat, scanned=False)
-    z_BTD, aux = block(cfg, self.mode, True, name='block')(z_BTD, context)
+    z_BTD, aux = block(cfg, self.mode, True, name='block')(
+      z_BTD, context, cache
+    )
     return RMSNorm(D, eps, name='head_norm')(z_BTD), aux

@@ -6,6 +6,7 @@ Letters: B batch, T tokens, D hidden_size, V vocabulary, L layers, E experts.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +44,8 @@ class ModelOutput:
     expert_load_LE: tokens each expert of each MoE layer received.
     trace_L: per-layer `AttentionTrace`, or None.
     caches: the longer caches, if caches were given.
+    expert_index_LBTA: chosen experts of each MoE layer, if the mode records.
+    selected_LBTK: selected keys of each layer, if the mode records.
   """
 
   logits_BTV: Any
@@ -54,6 +57,8 @@ class ModelOutput:
   expert_load_LE: Any
   trace_L: Any = None
   caches: Any = None
+  expert_index_LBTA: Any = None
+  selected_LBTK: Any = None
 
 
 class DeepSeekV32(nn.Module):
@@ -87,6 +92,7 @@ class DeepSeekV32(nn.Module):
     indexer_row_weight_BT: Float[Array, 'B T'] | None = None,
     caches: tuple[LatentCache, ...] | None = None,
     cache_length_B: Int[Array, ' B'] | None = None,
+    pages_BN: Int[Array, 'B N'] | None = None,
     sequence_shards: int = 1,
     key_range_BT: tuple[Int[Array, 'B T'], Int[Array, 'B T']] | None = None,
     next_tokens_BT: Int[Array, 'B T'] | None = None,
@@ -106,6 +112,7 @@ class DeepSeekV32(nn.Module):
         the batch's valid queries.
       caches: one `LatentCache` a layer; needs scan_layers=False.
       cache_length_B: tokens in each row's cache; required with `caches`.
+      pages_BN: the pages of each row, where the caches are pools of pages.
       sequence_shards: tokens, and all that is given or returned for them, are
         in zigzag order over so many shards (`sharding.zigzag`); 1 is natural
         order. Static.
@@ -141,14 +148,15 @@ class DeepSeekV32(nn.Module):
           **({'next_tokens_BT': next_tokens_BT} if compute_mtp else {}),
         },
       )
-    context = _context(
+    context = attention_context(
       tokens_BT,
-      segment_ids_BT,
-      positions_BT,
-      key_range_BT,
-      indexer_row_weight_BT,
-      cache_length_B if caches is not None else None,
-      sequence_shards,
+      segment_ids_BT=segment_ids_BT,
+      positions_BT=positions_BT,
+      key_range_BT=key_range_BT,
+      row_weight_BT=indexer_row_weight_BT,
+      cache_length_B=cache_length_B if caches is not None else None,
+      pages_BN=pages_BN,
+      sequence_shards=sequence_shards,
     )
     embedding_VD = weight(
       self,
@@ -184,12 +192,7 @@ class DeepSeekV32(nn.Module):
       )
 
     def head(x_BTD: Array) -> Array:
-      with jax.named_scope('lm_head'):
-        logits_BTV = jnp.einsum(
-          'btd,dv->btv', x_BTD, w_head, preferred_element_type=jnp.float32
-        )
-        logits_BTV = logits_BTV.astype(cfg.precision.logits)
-        return constrain(logits_BTV, axes.BATCH, axes.SEQUENCE, axes.VOCAB)
+      return _head(cfg, w_head, x_BTD)
 
     mtp_logits_BTV = None
     has_mtp = cfg.num_nextn_predict_layers > 0
@@ -217,7 +220,46 @@ class DeepSeekV32(nn.Module):
       ),
       trace_L=_layer_list(reports, lambda r: r.attention.trace),
       caches=_layer_list(reports, lambda r: r.attention.cache),
+      expert_index_LBTA=_recorded(
+        reports, lambda r: r.moe and r.moe.expert_index_BTA
+      ),
+      selected_LBTK=_recorded(reports, lambda r: r.attention.selected_BTK),
     )
+
+
+def logits_of(
+  cfg: ModelConfig, params: Mapping[str, Any], hidden_BTD: Array
+) -> Float[Array, 'B T V']:
+  """The output head alone, for hidden states after a final norm.
+
+  Decoding takes the logits of few of the tokens that it runs, and the MTP
+  module's hidden states go through the same head.
+
+  Args:
+    cfg: the model.
+    params: its parameters, unboxed.
+    hidden_BTD: `ModelOutput.hidden_BTD`, or some of its tokens.
+  """
+  w_head = (
+    params['embedding'].T if cfg.tie_word_embeddings else params['lm_head']
+  )
+  return _head(cfg, w_head.astype(cfg.precision.compute), hidden_BTD)
+
+
+def embeddings_of(
+  cfg: ModelConfig, params: Mapping[str, Any], tokens_BT: Array
+) -> Float[Array, 'B T D']:
+  """Rows of the embedding, in the type that the model computes in."""
+  return _embed(params['embedding'].astype(cfg.precision.compute), tokens_BT)
+
+
+def _head(cfg: ModelConfig, w_head: Array, x_BTD: Array) -> Array:
+  with jax.named_scope('lm_head'):
+    logits_BTV = jnp.einsum(
+      'btd,dv->btv', x_BTD, w_head, preferred_element_type=jnp.float32
+    )
+    logits_BTV = logits_BTV.astype(cfg.precision.logits)
+    return constrain(logits_BTV, axes.BATCH, axes.SEQUENCE, axes.VOCAB)
 
 
 def _embed(embedding_VD: Array, tokens_BT: Array) -> Array:
@@ -253,14 +295,16 @@ def _check_zigzag(
     )
 
 
-def _context(
+def attention_context(
   tokens_BT: Array,
-  segment_ids_BT: Array | None,
-  positions_BT: Array | None,
-  key_range_BT: tuple[Array, Array] | None,
-  row_weight_BT: Array | None,
-  cache_length_B: Array | None,
-  sequence_shards: int,
+  *,
+  segment_ids_BT: Array | None = None,
+  positions_BT: Array | None = None,
+  key_range_BT: tuple[Array, Array] | None = None,
+  row_weight_BT: Array | None = None,
+  cache_length_B: Array | None = None,
+  pages_BN: Array | None = None,
+  sequence_shards: int = 1,
 ) -> AttentionContext:
   """Fills in positions, valid keys and KL weights that were not given."""
   B, T = tokens_BT.shape
@@ -284,6 +328,7 @@ def _context(
   return AttentionContext(
     *(constrain(x_BT, axes.BATCH, axes.SEQUENCE) for x_BT in given),
     cache_length_B=cache_length_B,
+    pages_BN=pages_BN,
     sequence_shards=sequence_shards,
   )
 
@@ -308,6 +353,12 @@ def _over_layers(
     shape = (0,) if width is None else (0, width.n_routed_experts)
     return jnp.zeros(shape, jnp.float32 if width is None else jnp.int32)
   return jnp.concatenate(parts, axis=0)
+
+
+def _recorded(reports: list[BlockAux], read: Any) -> Array | None:
+  """Joins one value of every stack along the layer axis, if there is any."""
+  parts = [part for part in map(read, reports) if part is not None]
+  return jnp.concatenate(parts, axis=0) if parts else None
 
 
 def _layer_list(reports: list[BlockAux], read: Any) -> tuple | None:

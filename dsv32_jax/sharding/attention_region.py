@@ -17,6 +17,7 @@ Letters: B batch, T query tokens, S key tokens.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -166,6 +167,31 @@ def attend(
     out_specs=Attended(own, whole, whole, own),
     check_vma=False,
   )(weights, queries, keys, key)
+
+
+def on_rows(function: Callable[..., Any], *operands: Any) -> Any:
+  """Runs a function of whole requests where the requests are.
+
+  Args:
+    function: of the operands; each request's result is of its own operands.
+    *operands: every leaf is [B, ...], or an area of memory [A, ...] that is
+      shared by the requests of a device.
+
+  Returns:
+    Its result, cut as the operands are.
+  """
+  parallel = active()
+  if parallel is None:
+    return function(*operands)
+  count = math.gcd(*(leaf.shape[0] for leaf in jax.tree.leaves(operands)))
+  rows = PartitionSpec(parallel.fitting_axes(axes.BATCH, count) or None)
+  return jax.shard_map(
+    function,
+    mesh=parallel.mesh,
+    in_specs=rows,
+    out_specs=rows,
+    check_vma=False,
+  )(*operands)
 
 
 def _with_heads_cut(

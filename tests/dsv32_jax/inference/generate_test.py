@@ -203,9 +203,9 @@ def test_decode_step_updates_the_caches_in_place(loaded, expected):
   _, state = _prefill(loaded, expected['input_ids'][:, :9])
   tokens_B = np.array([1, 2], np.int32)
   _, longer = inference.decode_step(model, variables, state, tokens_B)
-  assert state.caches[0].latent_BSX.is_deleted()
+  assert state.caches[0].latent_AOX.is_deleted()
   with pytest.raises(RuntimeError, match='deleted'):
-    np.asarray(state.caches[1].k_index_BSI)
+    np.asarray(state.caches[1].k_index_AOI)
   compiled = extend.lower(
     model,
     variables,

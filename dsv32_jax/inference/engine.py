@@ -1,0 +1,623 @@
+"""Continuous batching: requests come and go, the device always runs a batch.
+
+The engine has a number of places. A request waits until a place and enough
+pages for its prompt and all its new tokens are free, so that one that has begun
+always ends; the oldest request goes first. Every round runs one piece of a
+prompt (one a group of devices), then some decode steps of all requests whose
+prompt is complete. What a request gets depends on its own prompt, seed and
+settings, and not on the others beside it.
+"""
+
+import collections
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dsv32_jax.config.model import DENSE, SPARSE, AttentionMode
+from dsv32_jax.functional.latent_cache import FORMATS, NO_PAGE
+from dsv32_jax.inference import cached, rounds, sampling
+from dsv32_jax.inference.active import Active
+from dsv32_jax.inference.detokenize import Decoder
+from dsv32_jax.inference.pages import PagePool
+from dsv32_jax.inference.requests import (
+  MAX_TOP_LOGPROBS,
+  Completion,
+  Progress,
+  QueueFull,
+  Request,
+  RequestTooLong,
+)
+from dsv32_jax.inference.sampling import GREEDY
+from dsv32_jax.inference.unroll import unroll
+from dsv32_jax.modules.transformer import DeepSeekV32
+from dsv32_jax.sharding import axes, parallel
+
+_NO_TOKEN = -1
+_LEAST_WIDTH = 512
+"""Tokens that tables of pages have room for at least."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+  """Sizes and switches of an engine.
+
+  Attributes:
+    max_batch: requests that run at a time.
+    max_waiting: requests that may wait; one more is refused.
+    page_size: tokens a page of the caches holds.
+    num_pages: pages in all; None gives every place the longest request.
+    max_tokens: most tokens of a request, prompt and new ones; None takes the
+      model's max_position_embeddings.
+    prefill_chunk: tokens of a prompt that are run at a time.
+    decode_steps: steps between two looks of the host: more cost less overhead,
+      and let new requests wait longer.
+    latent_format: of cached latent rows: 'compute' or 'fp8' (656 bytes).
+    index_format: of cached indexer keys: 'compute' or 'fp8'.
+    speculative: draft a token a step with the MTP module.
+    masked_prefill: prompts up to this length are run in MHA mode under a mask
+      of the selected keys, longer ones in MQA mode over gathered rows; equal in
+      exact arithmetic.
+    attention: sparse or dense.
+  """
+
+  max_batch: int = 8
+  max_waiting: int = 256
+  page_size: int = 64
+  num_pages: int | None = None
+  max_tokens: int | None = None
+  prefill_chunk: int = 512
+  decode_steps: int = 4
+  latent_format: str = 'compute'
+  index_format: str = 'compute'
+  speculative: bool = False
+  masked_prefill: int = 0
+  attention: AttentionMode = SPARSE
+
+  def __post_init__(self):
+    for name in (
+      'max_batch page_size num_pages max_tokens prefill_chunk decode_steps'
+    ).split():
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f'{name}: got {value}, expected at least 1')
+    for name in ('max_waiting', 'masked_prefill'):
+      value = getattr(self, name)
+      if value < 0:
+        raise ValueError(f'{name}: got {value}, expected 0 or more')
+    for name in ('latent_format', 'index_format'):
+      value = getattr(self, name)
+      if value not in FORMATS:
+        raise ValueError(f'{name}: got {value!r}, expected one of {FORMATS}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineStats:
+  """Counts since the engine was made, and what it holds now.
+
+  Attributes:
+    waiting: requests without a place.
+    running: requests with one.
+    free_pages: of `total_pages`.
+    total_pages: of all groups.
+    prompt_tokens: run through the model.
+    new_tokens: given to requests.
+    finished: requests that ended, by reason.
+    steps: decode steps of the main model; of rows, so a batch of n counts n.
+    drafted: tokens the MTP module drafted for those steps.
+    accepted: of these, tokens that stood.
+  """
+
+  waiting: int
+  running: int
+  free_pages: int
+  total_pages: int
+  prompt_tokens: int
+  new_tokens: int
+  finished: dict[str, int]
+  steps: int
+  drafted: int
+  accepted: int
+
+
+class Ticket:
+  """One submitted request.
+
+  Attributes:
+    id: counts from 0.
+    request: what was asked.
+  """
+
+  def __init__(
+    self,
+    number: int,
+    request: Request,
+    on_progress: Callable[[Progress], None] | None,
+  ):
+    self.id = number
+    self.request = request
+    self._on_progress = on_progress
+    self._ended = threading.Event()
+    self._completion: Completion | None = None
+
+  @property
+  def done(self) -> bool:
+    return self._ended.is_set()
+
+  def result(self, timeout: int | float | None = None) -> Completion:
+    """Waits for the end; the engine must be run meanwhile, or have been.
+
+    Raises:
+      TimeoutError: it has not ended in so many seconds.
+    """
+    if not self._ended.wait(timeout):
+      raise TimeoutError(f'request {self.id} has not ended in {timeout} s')
+    assert self._completion is not None
+    return self._completion
+
+  def report(self, progress: Progress) -> None:
+    """For the engine: passes on what is new."""
+    if self._on_progress is not None:
+      self._on_progress(progress)
+
+  def end(self, completion: Completion) -> None:
+    """For the engine: nothing follows."""
+    self._completion = completion
+    self._ended.set()
+
+
+class Engine:
+  """Runs requests of different lengths together.
+
+  `submit` and `cancel` may be called from any thread; `step` and `run` from one
+  only, on which also all progress is reported (`engine_thread` has a thread
+  for it).
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from dsv32_jax import DeepSeekV32, inference, presets
+    >>> model = DeepSeekV32(presets.tiny())
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    >>> engine = inference.Engine(model, variables)
+    >>> ticket = engine.submit(
+    ...   inference.Request(prompt=(5, 6, 7), max_new_tokens=3)
+    ... )
+    >>> engine.run()
+    >>> len(ticket.result().tokens)
+    3
+  """
+
+  def __init__(
+    self,
+    model: DeepSeekV32,
+    variables: dict,
+    config: EngineConfig = EngineConfig(),
+    *,
+    tokenizer: Decoder | None = None,
+  ):
+    """Takes memory for all places; compiles nothing yet.
+
+    Args:
+      model: the model; a scanned one is unrolled (a copy of the parameters).
+      variables: its variables.
+      config: sizes and switches.
+      tokenizer: turns tokens into text; needed for text and stop strings.
+
+    Raises:
+      ValueError: a model without an indexer, speculation without an MTP module,
+        or sizes that do not fit the model or the active layout.
+    """
+    self.config = config
+    self._layout = parallel.active()
+    self._tokenizer = tokenizer
+    self._model, self._variables = unroll(model, variables)
+    cfg = self._model.cfg
+    if config.speculative and not cfg.num_nextn_predict_layers:
+      raise ValueError(
+        'speculative: got True for a model without an MTP module, expected '
+        'num_nextn_predict_layers 1'
+      )
+    groups = self._groups()
+    longest = min(
+      config.max_tokens or cfg.max_position_embeddings,
+      cfg.max_position_embeddings,
+    )
+    pages_of_longest = -(-longest // config.page_size)
+    num_pages = config.num_pages or config.max_batch * pages_of_longest
+    if num_pages % groups:
+      raise ValueError(
+        f'num_pages: got {num_pages}, expected a multiple of {groups}, the '
+        'groups of devices that the requests are spread over'
+      )
+    self._pool = PagePool(
+      num_pages=num_pages // groups, page_size=config.page_size, groups=groups
+    )
+    self.max_tokens = min(longest, num_pages // groups * config.page_size)
+    self._memory = self._init_memory(num_pages)
+    self._groups_count = groups
+    self._lock = threading.Lock()
+    self._numbers = itertools.count()
+    self._waiting: collections.deque[Ticket] = collections.deque()
+    self._cancelled: set[int] = set()
+    self._active: dict[int, Active] = {}  # By place.
+    self._counts: collections.Counter[str] = collections.Counter()
+    self._finished: collections.Counter[str] = collections.Counter()
+
+  def submit(
+    self,
+    request: Request,
+    on_progress: Callable[[Progress], None] | None = None,
+  ) -> Ticket:
+    """Adds a request to those that wait.
+
+    Args:
+      request: what to continue, and how.
+      on_progress: called with what is new, on the thread that runs the engine;
+        the last call has a `finish_reason`. It should return at once.
+
+    Raises:
+      QueueFull: as many requests wait as `max_waiting` allows.
+      RequestTooLong: it could never fit.
+      ValueError: ids outside the vocabulary, or stop strings without a
+        tokenizer.
+    """
+    self._check(request)
+    with self._lock:
+      if len(self._waiting) >= self.config.max_waiting:
+        raise QueueFull(
+          f'{len(self._waiting)} requests wait already, at most '
+          f'{self.config.max_waiting} may; try again later'
+        )
+      ticket = Ticket(next(self._numbers), request, on_progress)
+      self._waiting.append(ticket)
+    return ticket
+
+  def cancel(self, ticket: Ticket) -> None:
+    """Ends a request at the engine's next round; nothing if it has ended."""
+    with self._lock:
+      if not ticket.done:
+        self._cancelled.add(ticket.id)
+
+  def step(self) -> bool:
+    """Runs one round.
+
+    Returns:
+      False if there was nothing to do.
+    """
+    with parallel.use(self._layout):
+      self._drop_cancelled()
+      self._admit()
+      pieces = self._next_pieces()
+      if pieces:
+        self._prefill(pieces)
+      running = self._running()
+      if running:
+        self._decode(running)
+    return bool(pieces or running)
+
+  def run(self) -> None:
+    """Runs rounds until every request has ended."""
+    while self.step():
+      pass
+
+  def fail(self, error: str) -> None:
+    """Ends every request with an error; for when a round has raised."""
+    self._end_all('error', error)
+
+  def close(self) -> None:
+    """Cancels every request."""
+    self._end_all('cancelled')
+
+  def stats(self) -> EngineStats:
+    """What has been done, and what is held now."""
+    with self._lock:
+      waiting = len(self._waiting)
+    counts = self._counts
+    return EngineStats(
+      waiting=waiting,
+      running=len(self._active),
+      free_pages=self._pool.num_free(),
+      total_pages=self._pool.num_pages * self._groups_count,
+      prompt_tokens=counts['prompt_tokens'],
+      new_tokens=counts['new_tokens'],
+      finished=dict(self._finished),
+      steps=counts['steps'],
+      drafted=counts['drafted'],
+      accepted=counts['accepted'],
+    )
+
+  # What follows is called by the thread that runs the engine.
+
+  def _groups(self) -> int:
+    """Groups of devices that a batch of requests is cut over."""
+    if self._layout is None:
+      return 1
+    names = self._layout.fitting_axes(axes.BATCH, self.config.max_batch)
+    wanted = self._layout.size(*self._layout.axes_of(axes.BATCH))
+    groups = self._layout.size(*names)
+    if groups != wanted:
+      raise ValueError(
+        f'max_batch: got {self.config.max_batch}, expected a multiple of '
+        f'{wanted}, the groups of devices that the mesh cuts requests over'
+      )
+    return groups
+
+  def _init_memory(self, num_pages: int) -> rounds.Memory:
+    cfg, config = self._model.cfg, self.config
+    caches = cached.init_caches(
+      cfg,
+      count=cfg.num_hidden_layers + config.speculative,
+      areas=num_pages,
+      area_size=config.page_size,
+      latent_format=config.latent_format,
+      index_format=config.index_format,
+    )
+    return rounds.init_memory(
+      cfg,
+      places=config.max_batch,
+      caches=caches[: cfg.num_hidden_layers],
+      draft_cache=caches[-1] if config.speculative else None,
+    )
+
+  def _check(self, request: Request) -> None:
+    vocab_size = self._model.cfg.vocab_size
+    low, high = min(request.prompt), max(request.prompt)
+    if low < 0 or high >= vocab_size:
+      raise ValueError(
+        f'prompt: got ids from {low} to {high}, expected 0 to {vocab_size - 1}'
+      )
+    total = len(request.prompt) + request.max_new_tokens
+    if total > self.max_tokens:
+      raise RequestTooLong(
+        f'prompt: got {len(request.prompt)} tokens and max_new_tokens '
+        f'{request.max_new_tokens}, together {total}, expected at most '
+        f'{self.max_tokens}'
+      )
+    if request.stop_strings and self._tokenizer is None:
+      raise ValueError(
+        'stop_strings: got some, expected none for an engine without a '
+        'tokenizer'
+      )
+
+  def _drop_cancelled(self) -> None:
+    with self._lock:
+      cancelled, self._cancelled = self._cancelled, set()
+      if not cancelled:
+        return
+      gone = [ticket for ticket in self._waiting if ticket.id in cancelled]
+      for ticket in gone:
+        self._waiting.remove(ticket)
+    for ticket in gone:
+      self._end(Active(ticket, self._tokenizer), 'cancelled')
+    for active in list(self._active.values()):
+      if active.ticket.id in cancelled:
+        self._end(active, 'cancelled')
+
+  def _admit(self) -> None:
+    """Gives places and pages to those that have waited longest."""
+    while True:
+      with self._lock:
+        if not self._waiting:
+          return
+        ticket = self._waiting[0]
+        request = ticket.request
+        count = self._pool.pages_for(
+          len(request.prompt) + request.max_new_tokens
+        )
+        found = self._place_for(count)
+        if found is None:
+          return
+        self._waiting.popleft()
+      place, group = found
+      pages = self._pool.take(count, group=group)
+      assert pages is not None
+      active = Active(ticket, self._tokenizer)
+      active.place, active.group, active.pages = place, group, pages
+      self._active[place] = active
+
+  def _place_for(self, num_pages: int) -> tuple[int, int] | None:
+    """A free place in the group with most free pages, if that has enough."""
+    per_group = self.config.max_batch // self._groups_count
+    free = [
+      (self._pool.num_free(place // per_group), -place)
+      for place in range(self.config.max_batch)
+      if place not in self._active
+    ]
+    if not free or max(free)[0] < num_pages:
+      return None
+    place = -max(free)[1]
+    return place, place // per_group
+
+  def _next_pieces(self) -> list[Active | None]:
+    """The oldest unfinished prompt of each group; empty if there is none."""
+    oldest: list[Active | None] = [None] * self._groups_count
+    for active in self._active.values():
+      other = oldest[active.group]
+      if active.is_prefilling and (
+        other is None or active.ticket.id < other.ticket.id
+      ):
+        oldest[active.group] = active
+    return oldest if any(oldest) else []
+
+  def _running(self) -> list[Active]:
+    return [
+      active for active in self._active.values() if not active.is_prefilling
+    ]
+
+  def _prefill(self, pieces: Sequence[Active | None]) -> None:
+    chunk = self.config.prefill_chunk
+    lengths = [a.length if a else 0 for a in pieces]
+    sizes = [min(chunk, len(a.prompt) - a.length) if a else 0 for a in pieces]
+    width = min(cached.bucket(max(sizes)), max(chunk, 1))
+    tokens_BT = np.zeros((len(pieces), width), np.int32)
+    follow_B = np.zeros((len(pieces),), np.int32)
+    is_last = [False] * len(pieces)
+    for row, active in enumerate(pieces):
+      if active is not None:
+        end = lengths[row] + sizes[row]
+        tokens_BT[row, : sizes[row]] = active.prompt[lengths[row] : end]
+        is_last[row] = end == len(active.prompt)
+        if not is_last[row]:
+          follow_B[row] = active.prompt[end]
+    rows = self._rows(pieces, is_last, new_tokens=width)
+    asked = [a for a in pieces if a is not None]
+    wanted = self._wanted(asked)
+    emission, self._memory = rounds.prefill(
+      self._model,
+      self._variables,
+      self._memory,
+      rows,
+      tokens_BT,
+      np.array(sizes, np.int32),
+      follow_B,
+      attention=self._attention(rows, wanted, prefill=True),
+      wanted=wanted,
+    )
+    emission = jax.device_get(emission)
+    for row, active in enumerate(pieces):
+      if active is not None:
+        self._counts['prompt_tokens'] += sizes[row]
+        active.add_prompt(sizes[row], emission, row)
+        if is_last[row]:
+          self._take(active, emission, row)
+
+  def _decode(self, running: Sequence[Active]) -> None:
+    places: list[Active | None] = [None] * self.config.max_batch
+    for active in running:
+      places[active.place] = active
+    num_steps = self.config.decode_steps
+    per_step = 1 + self.config.speculative
+    rows = self._rows(
+      places, [a is not None for a in places], new_tokens=num_steps * per_step
+    )
+    wanted = self._wanted(running)
+    emissions, self._memory = rounds.decode(
+      self._model,
+      self._variables,
+      self._memory,
+      rows,
+      np.array([a.newest if a else 0 for a in places], np.int32),
+      num_steps=num_steps,
+      attention=self._attention(rows, wanted, prefill=False),
+      wanted=wanted,
+    )
+    emissions = jax.device_get(emissions)
+    for step in range(num_steps):
+      emission = jax.tree.map(lambda x, step=step: x[step], emissions)
+      for active in running:
+        if not active.ended:
+          self._counts['steps'] += 1
+          self._take(active, emission, active.place)
+
+  def _rows(
+    self,
+    actives: Sequence[Active | None],
+    may_draw: Sequence[bool],
+    *,
+    new_tokens: int,
+  ) -> rounds.Rows:
+    """What the device must know; a row of None rests and has no page."""
+    most = max(
+      (active.length + new_tokens for active in actives if active), default=1
+    )
+    # A program for each of few widths.
+    N = self._pool.pages_for(max(most, _LEAST_WIDTH))
+    N = min(1 << (N - 1).bit_length(), self._pool.num_pages)
+    pages_BN = np.full((len(actives), N), NO_PAGE, np.int32)
+    Y = max((len(a.request.stop_ids) for a in actives if a), default=0)
+    Y = 1 << (max(Y, 1) - 1).bit_length()
+    stop_BY = np.full((len(actives), Y), _NO_TOKEN, np.int32)
+    numbers = {
+      name: np.zeros((len(actives),), np.int32)
+      for name in ('place', 'length', 'count', 'remaining')
+    }
+    seed_B = np.zeros((len(actives),), np.uint32)
+    samplings = [GREEDY] * len(actives)
+    for row, active in enumerate(actives):
+      numbers['place'][row] = self.config.max_batch
+      if active is None:
+        continue
+      numbers['place'][row] = active.place
+      numbers['length'][row] = active.length
+      numbers['count'][row] = len(active.tokens)
+      if may_draw[row]:
+        numbers['remaining'][row] = active.remaining
+      pages = active.pages[:N]
+      pages_BN[row, : len(pages)] = pages
+      stop_BY[row, : len(active.request.stop_ids)] = active.request.stop_ids
+      seed_B[row] = active.request.seed
+      samplings[row] = active.request.sampling
+    return rounds.Rows(
+      place_B=numbers['place'],
+      pages_BN=pages_BN,
+      length_B=numbers['length'],
+      count_B=numbers['count'],
+      remaining_B=numbers['remaining'],
+      seed_B=seed_B,
+      params=sampling.stack(samplings),
+      stop_BY=stop_BY,
+    )
+
+  def _wanted(self, actives: Sequence[Active]) -> rounds.Wanted:
+    requests = [active.request for active in actives]
+    top = any(request.top_logprobs for request in requests)
+    return rounds.Wanted(
+      top=min(MAX_TOP_LOGPROBS, self._model.cfg.vocab_size) if top else 0,
+      experts=any(request.record.experts for request in requests),
+      kept=any(request.record.kept for request in requests),
+      selected=any(request.record.selected for request in requests),
+    )
+
+  def _attention(
+    self, rows: rounds.Rows, wanted: rounds.Wanted, *, prefill: bool
+  ) -> AttentionMode:
+    """The mode of a call; with at most k keys, all are selected: dense."""
+    mode, cfg = self.config.attention, self._model.cfg
+    num_keys = rows.pages_BN.shape[1] * self.config.page_size
+    selects_all = mode.selector == 'indexer' and num_keys <= cfg.index_topk
+    if selects_all and not wanted.selected:
+      mode = dataclasses.replace(mode, selector=DENSE.selector)
+    absorbed = mode.absorbed
+    if absorbed is None:
+      is_short = prefill and num_keys <= self.config.masked_prefill
+      absorbed = not is_short if mode.is_sparse else not prefill
+    record = wanted.experts or wanted.selected
+    return dataclasses.replace(mode, absorbed=absorbed, record=record)
+
+  def _take(self, active: Active, emission: Any, row: int) -> None:
+    """Gives a request what a step has given its row."""
+    given = active.add_step(emission, row)
+    self._counts['new_tokens'] += given.num_tokens
+    if emission.drafted_B is not None:
+      self._counts['drafted'] += int(emission.drafted_B[row])
+      self._counts['accepted'] += int(emission.accepted_B[row])
+    if given.progress.finish_reason is None:
+      active.ticket.report(given.progress)
+    else:
+      self._release(active, given.progress)
+
+  def _end(self, active: Active, reason: Any, error: str | None = None) -> None:
+    self._release(active, active.finish(reason, error))
+
+  def _release(self, active: Active, last: Progress) -> None:
+    """Frees what a request held, then tells whoever waits for it."""
+    if active.place is not None:
+      del self._active[active.place]
+      self._pool.give_back(active.pages, group=active.group)
+    assert last.finish_reason is not None
+    self._finished[last.finish_reason] += 1
+    active.ticket.end(active.completion())
+    active.ticket.report(last)
+
+  def _end_all(self, reason: Any, error: str | None = None) -> None:
+    with self._lock:
+      waiting = list(self._waiting)
+      self._waiting.clear()
+    for active in list(self._active.values()):
+      self._end(active, reason, error)
+    for ticket in waiting:
+      self._end(Active(ticket, self._tokenizer), reason, error)
