@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   'inference': {'modules', 'sharding', 'chat'},
   'agents': {'chat'},
   'rl': {'agents', 'inference', 'training', 'losses'},
+  'serving': {'inference', 'chat', 'data', 'checkpoints'},
   'evaluation': {'agents', 'inference', 'data', 'checkpoints'},
 }
 
@@ -85,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # beside the standard library ...
 ONLY: dict[str, set[str]] = {
   'config': set(),
-  'chat': set(),
+  'chat': {'jsonschema', 'referencing'},
   # jaxlib: the dialects that inline code of a Mosaic kernel is written in.
   'pallas_kernels': {'jax', 'jaxlib', 'jaxtyping', 'numpy'},
   'functional': {'jax', 'jaxtyping', 'numpy'},
