@@ -245,6 +245,7 @@ def test_every_row_names_what_there_is():
     assert (row.rival, row.op, row.direction) in rivals.RIVALS
 
 
+@pytest.mark.slow
 def test_parts_of_the_indexer_loss_make_the_whole():
   spec = shrunk(OPS['indexer_target_selected'].specs['v32_selected_32k'])
   arguments = OPS['indexer_target_selected'].make(spec, jnp.float32, 0)

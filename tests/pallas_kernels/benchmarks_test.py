@@ -155,6 +155,7 @@ def test_every_shape_has_a_cost(name):
       assert forward + backward == both
 
 
+@pytest.mark.slow
 def test_error_of_a_right_result_is_small_and_of_a_wrong_one_is_not(
   monkeypatch,
 ):

@@ -111,7 +111,9 @@ def test_blocks_hold_what_they_say(key, how):
     pytest.param(
       *(mosaic.Target.INTERPRET_RACES, 128, 'packed'), marks=pytest.mark.slow
     ),
-    (mosaic.Target.INTERPRET, 200, 'any'),
+    pytest.param(
+      *(mosaic.Target.INTERPRET, 200, 'any'), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_dense_attention_interpreted_matches_oracle(key, target, total, how):

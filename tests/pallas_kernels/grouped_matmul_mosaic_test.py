@@ -89,7 +89,9 @@ def test_row_tiles_cover_every_row_once(sizes, num_rows):
     pytest.param(
       *((70, 0, 35, 37), mosaic.Target.INTERPRET_RACES), marks=pytest.mark.slow
     ),
-    ((0, 150, 0, 0), mosaic.Target.INTERPRET),
+    pytest.param(
+      *((0, 150, 0, 0), mosaic.Target.INTERPRET), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_grouped_matmul_interpreted_matches_definition(key, sizes, target):

@@ -155,7 +155,7 @@ def _assert_close(actual, expected):
 @pytest.mark.parametrize(
   ('form', 'races', 'changes'),
   [
-    ('selected', True, {'batch': 2}),
+    pytest.param('selected', True, {'batch': 2}, marks=pytest.mark.slow),
     pytest.param('ranges', True, {}, marks=pytest.mark.slow),
     ('ranges', False, {'num_heads': 2, 'num_key_heads': 2}),
   ],

@@ -68,7 +68,9 @@ def run_scores(q, k, w, start, end, *, quantized=False, **kwargs):
 
 
 @needs_api
-@pytest.mark.parametrize('quantized', [False, True])
+@pytest.mark.parametrize(
+  'quantized', [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_kernel_interpreted_matches_reference(quantized):
   q, k, w, _ = cases.make(1, 17, 130, 16, 64)
   start, end = cases.ragged_ranges(1, 17, 130)
@@ -94,6 +96,7 @@ def test_kernel_interpreted_has_no_races():
 
 
 @needs_api
+@pytest.mark.slow
 @pytest.mark.parametrize('quantized', [False, True])
 def test_gradients_interpreted_match_reference(quantized):
   q, k, w, g = cases.make(1, 9, 130, 16, 64, seed=3)

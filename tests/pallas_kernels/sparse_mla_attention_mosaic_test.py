@@ -96,7 +96,9 @@ HOPPER_SPECS = {
 
 
 @cases.needs_api
-@pytest.mark.parametrize('name', INTERPRETED_SPECS)
+@pytest.mark.parametrize(
+  'name', ['tiny', pytest.param('many_heads', marks=pytest.mark.slow)]
+)
 def test_mosaic_interpreted_matches_reference(key, name):
   spec = INTERPRETED_SPECS[name]
   q, kv, d_out, indices = cases.inputs(key, spec)
@@ -135,6 +137,7 @@ def test_mosaic_interpreted_split_keys_match_reference(key):
 
 
 @cases.needs_api
+@pytest.mark.slow
 def test_mosaic_interpreted_has_no_races(key):
   spec = cases.spec_of(
     batch=1,

@@ -63,6 +63,7 @@ def test_every_matrix_but_experts_and_absorbed_ones_is_prepared(kept):
   assert isinstance(mla['w_uk'], jax.Array)
 
 
+@pytest.mark.slow
 def test_engine_decodes_with_products_in_fp8(kept):
   model, variables = kept
   prepared = inference.prepare_fp8(variables, dtype=jnp.float32)

@@ -175,6 +175,7 @@ def test_generate_stops_a_request_after_its_end_token(loaded, expected):
   np.testing.assert_array_equal(new.tokens_BN[:, 5:], eos)
 
 
+@pytest.mark.slow
 def test_generate_draws_follow_each_request_and_its_seed(loaded):
   sampling = Sampling(temperature=1.0, top_k=40)
   a, b = [5, 6, 7], [8, 9, 10, 11]

@@ -71,7 +71,11 @@ def _loss_and_gradients(remat, *, scan):
 
 @pytest.mark.parametrize(
   ('remat', 'scan'),
-  [('save_attention', True), ('full', True), ('none', False)],
+  [
+    pytest.param('save_attention', True, marks=pytest.mark.slow),
+    ('full', True),
+    ('none', False),
+  ],
 )
 def test_stack_loss_and_gradients_do_not_depend_on_remat_or_scan(remat, scan):
   value, *gradients = _loss_and_gradients('none', scan=True)

@@ -272,8 +272,15 @@ def test_dsa_gradient_of_dense_modes_agrees():
   assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(mha['indexer']))
 
 
-@pytest.mark.parametrize('query_chunk', [8, 7])
-@pytest.mark.parametrize('selector', ['indexer', 'window'])
+@pytest.mark.parametrize(
+  ('query_chunk', 'selector'),
+  [
+    (7, 'indexer'),
+    pytest.param(8, 'indexer', marks=pytest.mark.slow),
+    pytest.param(7, 'window', marks=pytest.mark.slow),
+    pytest.param(8, 'window', marks=pytest.mark.slow),
+  ],
+)
 def test_dsa_in_chunks_of_queries_equals_the_whole(query_chunk, selector):
   """Values, indexer loss and every gradient; 7 divides no length."""
   mode = dataclasses.replace(SPARSE_TRAINING, selector=selector)
