@@ -50,7 +50,7 @@ test-slow: ## the tests marked slow, on one Python
 	    { status=$$?; [ $$status = 5 ] || exit $$status; \
 	      echo 'no test is marked slow'; }; }
 
-test-exhaustive: ## every case of the tests that train on many devices; an hour
+test-exhaustive: ## every case of the longest tests; more than an hour
 	@$(call environment,test tokenizers serve) && \
 	  "$$python" -m pytest -q -m 'exhaustive and not gpu' --timeout=1800 $(ARGS)
 

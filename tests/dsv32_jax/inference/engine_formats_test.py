@@ -85,6 +85,7 @@ def test_8_bit_keys_select_as_the_forward_pass_that_rounds_them():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_8_bit_rows_give_the_probabilities_of_rounded_latents():
   """Up to the rotary part, which is bfloat16 there, and a latent that falls on
   the other side of a rounding: 2^-4 of itself.

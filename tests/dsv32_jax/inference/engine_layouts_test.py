@@ -46,7 +46,9 @@ def _completions(variables, speculative):
 @pytest.mark.multidevice
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize('speculative', [False, True])
+@pytest.mark.parametrize(
+  'speculative', [pytest.param(False, marks=pytest.mark.exhaustive), True]
+)
 def test_engine_under_a_layout_gives_the_tokens_of_one_device(speculative):
   variables = tiny_configs.variables(CFG)
   one, _ = _completions(variables, speculative)

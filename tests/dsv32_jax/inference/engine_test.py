@@ -30,7 +30,8 @@ RECORD = Record(experts=True, kept=True, selected=True)
 FULL = AttentionMode(record=True)
 LOGPROB_TOLERANCE = 1e-5
 # Drafting takes every path that plain decoding takes, and more.
-MODES = [pytest.param(False, marks=pytest.mark.slow, id='plain'), True]
+PLAIN = [pytest.mark.slow, pytest.mark.exhaustive]
+MODES = [pytest.param(False, marks=PLAIN), True]
 
 
 @pytest.fixture(scope='module')
@@ -140,7 +141,7 @@ def test_64_mixed_requests_with_cancellations_equal_each_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('speculative', [False, True])
+@pytest.mark.parametrize('speculative', MODES)
 def test_what_is_recorded_is_that_of_a_forward_pass(loaded, speculative):
   generator = np.random.default_rng(5)
   setting = Sampling(temperature=1.3, top_k=12, top_p=0.9, min_p=0.01)

@@ -24,7 +24,9 @@ BEFORE, PROMPT, NEW = 100, 8180, 40
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize('speculative', [False, True])
+@pytest.mark.parametrize(
+  'speculative', [pytest.param(False, marks=pytest.mark.exhaustive), True]
+)
 def test_decoding_past_8k_positions_is_the_packed_training_forward(speculative):
   variables = tiny_configs.variables(CFG)
   generator = np.random.default_rng(1)

@@ -53,6 +53,7 @@ def test_load_of_a_hugging_face_directory_keeps_float8_if_asked(float8):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_warm_up_runs_a_short_and_a_longer_prompt_of_a_float8_model(float8):
   loaded = serving.load(checkpoint=float8, weights='fp8')
   engine = inference.Engine(
