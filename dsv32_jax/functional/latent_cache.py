@@ -110,12 +110,17 @@ def append(
     k_index_BTI: new indexer keys.
     start_B: position of each request's first new token. Without pages the
       caller keeps start_B + T within the area (`lax` would clamp a write past
-      it); with pages, tokens that have no page are not written.
+      it); with pages, tokens that have no page are not written, and what is
+      not finite is written as 0 (the caller finds it in the hidden states).
     pages_BN: pages of each request, -1 for none; None: request b has area b.
 
   Returns:
     The longer cache; XLA updates in place when the argument is donated.
   """
+  if pages_BN is not None:
+    # Rows of others may be read under a mask, and 0 times NaN is NaN: whatever
+    # goes wrong in one request must stay there.
+    latent_BTX, k_index_BTI = map(_finite, (latent_BTX, k_index_BTI))
   new = _stored(cache, latent_BTX, k_index_BTI)
   if pages_BN is None:
     return jax.tree.map(lambda old, x: _write_area(old, x, start_B), cache, new)
@@ -188,6 +193,10 @@ def _stored(
     keys.astype(cache.k_index_AOI.dtype),
     scale,
   )
+
+
+def _finite(x: Array) -> Array:
+  return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def _write_area(old_BO: Array, new_BT: Array, start_B: Array) -> Array:

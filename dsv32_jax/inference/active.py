@@ -13,6 +13,8 @@ from dsv32_jax.inference.requests import (
 )
 from dsv32_jax.inference.sampling import Sampling
 
+NOT_FINITE = 'the model gave a value that is not finite'
+
 
 @dataclasses.dataclass(frozen=True)
 class Given:
@@ -97,7 +99,7 @@ class Active:
       logprob = float(emission.logprob_BE[row, index])
       if not np.isfinite(logprob):
         self.ended = 'error'
-        self._error = 'the model gave a probability that is not finite'
+        self._error = NOT_FINITE
         break
       self.tokens.append(token)
       self._logprobs.append(logprob)

@@ -21,7 +21,7 @@ import numpy as np
 from dsv32_jax.config.model import DENSE, SPARSE, AttentionMode
 from dsv32_jax.functional.latent_cache import FORMATS, NO_PAGE
 from dsv32_jax.inference import cached, rounds, sampling
-from dsv32_jax.inference.active import Active
+from dsv32_jax.inference.active import NOT_FINITE, Active
 from dsv32_jax.inference.detokenize import Decoder
 from dsv32_jax.inference.pages import PagePool
 from dsv32_jax.inference.requests import (
@@ -482,7 +482,9 @@ class Engine:
       if active is not None:
         self._counts['prompt_tokens'] += sizes[row]
         active.add_prompt(sizes[row], emission, row)
-        if is_last[row]:
+        if not emission.finite_B[row]:
+          self._end(active, 'error', NOT_FINITE)
+        elif is_last[row]:
           self._take(active, emission, row)
 
   def _decode(self, running: Sequence[Active]) -> None:

@@ -89,6 +89,8 @@ class Emission:
 
   Attributes:
     count_B: new tokens.
+    finite_B: of a prefill, whether all of its tokens' hidden states are finite;
+      the caches hold 0 in place of what is not.
     token_BE: they; what is past the count means nothing.
     logprob_BE: under the model itself.
     sampling_logprob_BE: under the distribution they were drawn from.
@@ -106,6 +108,7 @@ class Emission:
   token_BE: Any
   logprob_BE: Any
   sampling_logprob_BE: Any
+  finite_B: Any = None
   accepted_B: Any = None
   drafted_B: Any = None
   top_token_BEM: Any = None
@@ -175,6 +178,11 @@ def prefill(
     emission, wanted, logits_B1V, target_B1V, output, last_B1
   )
   emission, _ = _ended(emission, rows)
+  is_new_BT = jnp.arange(tokens_BT.shape[1])[None, :] < num_new_B[:, None]
+  is_finite_BT = jnp.all(jnp.isfinite(output.hidden_BTD), axis=-1)
+  emission = dataclasses.replace(
+    emission, finite_B=jnp.all(is_finite_BT | ~is_new_BT, axis=1)
+  )
   memory = dataclasses.replace(memory, caches=output.caches)
   if memory.draft_cache is None:
     return emission, memory

@@ -309,8 +309,25 @@ def test_probabilities_that_are_not_finite_end_a_request_with_an_error(loaded):
     _engine((model, broken)), Request(prompt=(1, 2), max_new_tokens=4)
   )
   assert ended.finish_reason == 'error'
-  assert ended.error == 'the model gave a probability that is not finite'
+  assert ended.error == 'the model gave a value that is not finite'
   assert ended.tokens == ()
+
+
+def test_request_that_goes_wrong_spoils_no_other(loaded):
+  """A token with a NaN embedding: its pages are used beside others and again."""
+  model, variables = loaded
+  broken = jax.tree.map(jnp.asarray, variables)
+  broken['params']['embedding'] = (
+    broken['params']['embedding'].at[7].set(jnp.nan)
+  )
+  sound = Request(prompt=(1, 2, 3, 4, 5, 6, 8, 9, 10), max_new_tokens=8)
+  wrong = Request(prompt=(7,) * 3 + (1,) * 60, max_new_tokens=8)
+  (expected,) = _complete(_engine(loaded), sound)
+  engine = _engine((model, broken))
+  ended = _complete(engine, wrong, sound, wrong, sound)
+  ended += _complete(engine, sound)
+  assert [c.finish_reason for c in ended[::2]] == ['error', 'error', 'length']
+  assert {c.tokens for c in (ended[1], ended[3], ended[4])} == {expected.tokens}
 
 
 def test_thread_serves_many_threads_and_ends_with_all_told(loaded):
