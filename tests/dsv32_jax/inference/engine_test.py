@@ -314,7 +314,7 @@ def test_probabilities_that_are_not_finite_end_a_request_with_an_error(loaded):
 
 
 def test_request_that_goes_wrong_spoils_no_other(loaded):
-  """A token with a NaN embedding: its pages are used beside others and again."""
+  """Its first tokens are NaN; its pages are used again, and beside others."""
   model, variables = loaded
   broken = jax.tree.map(jnp.asarray, variables)
   broken['params']['embedding'] = (
