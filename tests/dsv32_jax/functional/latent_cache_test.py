@@ -20,10 +20,10 @@ def _cache(**formats):
 
 def test_pages_are_written_in_their_order_and_nowhere_else():
   latent = np.arange(2 * 3 * 3, dtype=np.float32).reshape(2, 3, 3) + 1
-  keys = np.ones((2, 3, 4), np.float32)
-  pages = np.array([[2, 0], [3, -1]], np.int32)
+  keys = jnp.ones((2, 3, 4))
+  pages = jnp.array([[2, 0], [3, -1]])
   cache = latent_cache.append(
-    _cache(), jnp.asarray(latent), keys, np.array([1, 0], np.int32), pages
+    _cache(), jnp.asarray(latent), keys, jnp.array([1, 0]), pages
   )
   expected = np.zeros((4, 2, 3), np.float32)
   expected[2, 1], expected[0] = latent[0, 0], latent[0, 1:]
@@ -41,8 +41,8 @@ def test_pages_never_hold_what_is_not_finite(index_format, value):
     _cache(index_format=index_format),
     jnp.full((1, 2, 3), value),
     jnp.full((1, 2, 4), value),
-    np.zeros((1,), np.int32),
-    np.array([[1]], np.int32),
+    jnp.array([0]),
+    jnp.array([[1]]),
   )
   for leaf in (cache.latent_AOX, cache.k_index_AOI.astype(jnp.float32)):
     assert np.isfinite(leaf).all()
