@@ -77,9 +77,17 @@ MAY_IMPORT: dict[str, set[str]] = {
   'training': {'modules', 'losses', 'data', 'sharding', 'checkpoints'},
   'inference': {'modules', 'sharding', 'chat'},
   'agents': {'chat'},
-  'rl': {'agents', 'inference', 'training', 'losses'},
+  'rl': {'agents', 'inference', 'training', 'losses', 'evaluation.flops'},
   'serving': {'inference', 'chat', 'data', 'checkpoints'},
-  'evaluation': {'agents', 'inference', 'data', 'checkpoints'},
+  # Counts from sizes alone: below everything that wants to report them.
+  'evaluation.flops': {'config'},
+  'evaluation': {
+    'evaluation.flops',
+    'agents',
+    'inference',
+    'data',
+    'checkpoints',
+  },
 }
 
 # Installed packages, for the parts that are held to few: the only ones allowed

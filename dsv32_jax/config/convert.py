@@ -10,18 +10,19 @@ from typing import Any
 def to_dict(config: Any) -> dict:
   """Returns the nested dict of a config dataclass; tuples stay tuples."""
   return {
-    field.name: _plain(getattr(config, field.name))
+    field.name: plain(getattr(config, field.name))
     for field in dataclasses.fields(config)
   }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+  """A value of a config without dataclasses and lists in it."""
   if dataclasses.is_dataclass(value):
     return to_dict(value)
   if isinstance(value, Mapping):
-    return {key: _plain(item) for key, item in value.items()}
+    return {key: plain(item) for key, item in value.items()}
   if isinstance(value, (tuple, list)):
-    return tuple(_plain(item) for item in value)
+    return tuple(plain(item) for item in value)
   return value
 
 

@@ -5,9 +5,8 @@ from dsv32_jax.inference.cached import decode_step as decode_step
 from dsv32_jax.inference.cached import init_state as init_state
 from dsv32_jax.inference.cached import prefill as prefill
 from dsv32_jax.inference.engine import Engine as Engine
-from dsv32_jax.inference.engine import EngineConfig as EngineConfig
-from dsv32_jax.inference.engine import EngineStats as EngineStats
-from dsv32_jax.inference.engine import Ticket as Ticket
+from dsv32_jax.inference.engine_config import EngineConfig as EngineConfig
+from dsv32_jax.inference.engine_config import EngineStats as EngineStats
 from dsv32_jax.inference.engine_thread import EngineThread as EngineThread
 from dsv32_jax.inference.fp8_weights import prepare_fp8 as prepare_fp8
 from dsv32_jax.inference.generate import Generation as Generation
@@ -26,4 +25,5 @@ from dsv32_jax.inference.sampling import Sampling as Sampling
 from dsv32_jax.inference.sampling import SamplingParams as SamplingParams
 from dsv32_jax.inference.sampling import sample as sample
 from dsv32_jax.inference.sampling import stack as stack
+from dsv32_jax.inference.tickets import Ticket as Ticket
 from dsv32_jax.inference.unroll import unroll as unroll

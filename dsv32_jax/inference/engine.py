@@ -3,171 +3,45 @@
 The engine has a number of places. A request waits until a place and enough
 pages for its prompt and all its new tokens are free, so that one that has begun
 always ends; the oldest request goes first. Every round runs one piece of a
-prompt (one a group of devices), then some decode steps of all requests whose
-prompt is complete. What a request gets depends on its own prompt, seed and
-settings, and not on the others beside it.
+prompt (or of several, as the config says), then some decode steps of all
+requests whose prompt is complete. What a request gets depends on its own
+prompt, seed and settings, and not on the others beside it.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from dsv32_jax.config.model import DENSE, SPARSE, AttentionMode
-from dsv32_jax.functional.latent_cache import FORMATS, NO_PAGE
+from dsv32_jax.config.model import DENSE, AttentionMode
+from dsv32_jax.functional.latent_cache import NO_PAGE
 from dsv32_jax.inference import cached, rounds, sampling
 from dsv32_jax.inference.active import NOT_FINITE, Active
 from dsv32_jax.inference.detokenize import Decoder
+from dsv32_jax.inference.engine_config import EngineConfig, EngineStats
 from dsv32_jax.inference.pages import PagePool
 from dsv32_jax.inference.requests import (
   MAX_TOP_LOGPROBS,
-  Completion,
   Progress,
   QueueFull,
   Request,
   RequestTooLong,
 )
 from dsv32_jax.inference.sampling import GREEDY
+from dsv32_jax.inference.tickets import Ticket
 from dsv32_jax.inference.unroll import unroll
 from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.sharding import axes, parallel
 
 _NO_TOKEN = -1
-_LEAST_WIDTH = 512
-"""Tokens that tables of pages have room for at least."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-  """Sizes and switches of an engine.
-
-  Attributes:
-    max_batch: requests that run at a time.
-    max_waiting: requests that may wait; one more is refused.
-    page_size: tokens a page of the caches holds.
-    num_pages: pages in all; None gives every place the longest request.
-    max_tokens: most tokens of a request, prompt and new ones; None takes the
-      model's max_position_embeddings.
-    prefill_chunk: tokens of a prompt that are run at a time.
-    decode_steps: steps between two looks of the host: more cost less overhead,
-      and let new requests wait longer.
-    latent_format: of cached latent rows: 'compute' or 'fp8' (656 bytes).
-    index_format: of cached indexer keys: 'compute' or 'fp8'.
-    speculative: draft a token a step with the MTP module.
-    masked_prefill: prompts up to this length are run in MHA mode under a mask
-      of the selected keys, longer ones in MQA mode over gathered rows; equal in
-      exact arithmetic.
-    attention: sparse or dense.
-  """
-
-  max_batch: int = 8
-  max_waiting: int = 256
-  page_size: int = 64
-  num_pages: int | None = None
-  max_tokens: int | None = None
-  prefill_chunk: int = 512
-  decode_steps: int = 4
-  latent_format: str = 'compute'
-  index_format: str = 'compute'
-  speculative: bool = False
-  masked_prefill: int = 0
-  attention: AttentionMode = SPARSE
-
-  def __post_init__(self):
-    for name in (
-      'max_batch page_size num_pages max_tokens prefill_chunk decode_steps'
-    ).split():
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f'{name}: got {value}, expected at least 1')
-    for name in ('max_waiting', 'masked_prefill'):
-      value = getattr(self, name)
-      if value < 0:
-        raise ValueError(f'{name}: got {value}, expected 0 or more')
-    for name in ('latent_format', 'index_format'):
-      value = getattr(self, name)
-      if value not in FORMATS:
-        raise ValueError(f'{name}: got {value!r}, expected one of {FORMATS}')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineStats:
-  """Counts since the engine was made, and what it holds now.
-
-  Attributes:
-    waiting: requests without a place.
-    running: requests with one.
-    free_pages: of `total_pages`.
-    total_pages: of all groups.
-    prompt_tokens: run through the model.
-    new_tokens: given to requests.
-    finished: requests that ended, by reason.
-    steps: decode steps of the main model; of rows, so a batch of n counts n.
-    drafted: tokens the MTP module drafted for those steps.
-    accepted: of these, tokens that stood.
-  """
-
-  waiting: int
-  running: int
-  free_pages: int
-  total_pages: int
-  prompt_tokens: int
-  new_tokens: int
-  finished: dict[str, int]
-  steps: int
-  drafted: int
-  accepted: int
-
-
-class Ticket:
-  """One submitted request.
-
-  Attributes:
-    id: counts from 0.
-    request: what was asked.
-  """
-
-  def __init__(
-    self,
-    number: int,
-    request: Request,
-    on_progress: Callable[[Progress], None] | None,
-  ):
-    self.id = number
-    self.request = request
-    self._on_progress = on_progress
-    self._ended = threading.Event()
-    self._completion: Completion | None = None
-
-  @property
-  def done(self) -> bool:
-    return self._ended.is_set()
-
-  def result(self, timeout: int | float | None = None) -> Completion:
-    """Waits for the end; the engine must be run meanwhile, or have been.
-
-    Raises:
-      TimeoutError: it has not ended in so many seconds.
-    """
-    if not self._ended.wait(timeout):
-      raise TimeoutError(f'request {self.id} has not ended in {timeout} s')
-    assert self._completion is not None
-    return self._completion
-
-  def report(self, progress: Progress) -> None:
-    """For the engine: passes on what is new."""
-    if self._on_progress is not None:
-      self._on_progress(progress)
-
-  def end(self, completion: Completion) -> None:
-    """For the engine: nothing follows."""
-    self._completion = completion
-    self._ended.set()
+_DEFAULTS = EngineConfig()
 
 
 class Engine:
@@ -195,7 +69,7 @@ class Engine:
     self,
     model: DeepSeekV32,
     variables: dict,
-    config: EngineConfig = EngineConfig(),
+    config: EngineConfig = _DEFAULTS,
     *,
     tokenizer: Decoder | None = None,
   ):
@@ -214,6 +88,7 @@ class Engine:
     self.config = config
     self._layout = parallel.active()
     self._tokenizer = tokenizer
+    self._given = model
     self._model, self._variables = unroll(model, variables)
     cfg = self._model.cfg
     if config.speculative and not cfg.num_nextn_predict_layers:
@@ -245,6 +120,7 @@ class Engine:
     self._cancelled: set[int] = set()
     self._active: dict[int, Active] = {}  # By place.
     self._counts: collections.Counter[str] = collections.Counter()
+    self._seconds = {'prefill': 0.0, 'decode': 0.0}
     self._finished: collections.Counter[str] = collections.Counter()
 
   def submit(
@@ -293,16 +169,46 @@ class Engine:
       self._admit()
       pieces = self._next_pieces()
       if pieces:
-        self._prefill(pieces)
+        with self._timed('prefill'):
+          self._prefill(pieces)
+        if self.config.fill_first and self._must_fill():
+          return True
       running = self._running()
       if running:
-        self._decode(running)
+        with self._timed('decode'):
+          self._decode(running)
     return bool(pieces or running)
 
   def run(self) -> None:
     """Runs rounds until every request has ended."""
     while self.step():
       pass
+
+  def update_variables(self, variables: dict) -> None:
+    """Hands over new weights of the same model, for all later requests.
+
+    They are cast to the types, and laid out over the devices, of those that the
+    engine was made with. Nothing is compiled again. While the new ones are
+    made, the device holds both.
+
+    Args:
+      variables: of the model that the engine was made with (scanned, if that
+        was).
+
+    Raises:
+      RuntimeError: requests wait or run; their caches are of the old weights.
+      ValueError: variables of another model, naming the first that differs.
+    """
+    with self._lock:
+      count = len(self._waiting) + len(self._active)
+    if count:
+      raise RuntimeError(
+        f'update_variables: got new weights while {count} requests wait or '
+        'run, expected none: run the engine until all have ended'
+      )
+    with parallel.use(self._layout):
+      _, new = unroll(self._given, variables)
+    self._variables = _laid_out_as(new, self._variables)
 
   def fail(self, error: str) -> None:
     """Ends every request with an error; for when a round has raised."""
@@ -326,11 +232,20 @@ class Engine:
       new_tokens=counts['new_tokens'],
       finished=dict(self._finished),
       steps=counts['steps'],
+      decode_calls=counts['decode_calls'],
+      prefill_s=self._seconds['prefill'],
+      decode_s=self._seconds['decode'],
       drafted=counts['drafted'],
       accepted=counts['accepted'],
     )
 
   # What follows is called by the thread that runs the engine.
+
+  @contextlib.contextmanager
+  def _timed(self, what: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    self._seconds[what] += time.perf_counter() - began
 
   def _groups(self) -> int:
     """Groups of devices that a batch of requests is cut over."""
@@ -433,15 +348,30 @@ class Engine:
     return place, place // per_group
 
   def _next_pieces(self) -> list[Active | None]:
-    """The oldest unfinished prompt of each group; empty if there is none."""
-    oldest: list[Active | None] = [None] * self._groups_count
-    for active in self._active.values():
-      other = oldest[active.group]
-      if active.is_prefilling and (
-        other is None or active.ticket.id < other.ticket.id
-      ):
-        oldest[active.group] = active
-    return oldest if any(oldest) else []
+    """The oldest unfinished prompts, as many rows for every group.
+
+    Empty if there is none; else the rows of a group are a power of two or the
+    most there may be, so that few programs are compiled.
+    """
+    oldest: list[list[Active | None]] = [[] for _ in range(self._groups_count)]
+    for active in sorted(self._active.values(), key=lambda a: a.ticket.id):
+      rows = oldest[active.group]
+      if active.is_prefilling and len(rows) < self.config.prefill_rows:
+        rows.append(active)
+    most = max(map(len, oldest))
+    if not most:
+      return []
+    width = min(1 << (most - 1).bit_length(), self.config.prefill_rows)
+    return [
+      active
+      for rows in oldest
+      for active in rows + [None] * (width - len(rows))
+    ]
+
+  def _must_fill(self) -> bool:
+    """Whether the next round can begin or go on with prompts."""
+    self._admit()
+    return any(active.is_prefilling for active in self._active.values())
 
   def _running(self) -> list[Active]:
     return [
@@ -485,7 +415,7 @@ class Engine:
         if not emission.finite_B[row]:
           self._end(active, 'error', NOT_FINITE)
         elif is_last[row]:
-          self._take(active, emission, row)
+          self._take(active, jax.tree.map(lambda x: x[None], emission), row)
 
   def _decode(self, running: Sequence[Active]) -> None:
     places: list[Active | None] = [None] * self.config.max_batch
@@ -508,12 +438,10 @@ class Engine:
       wanted=wanted,
     )
     emissions = jax.device_get(emissions)
-    for step in range(num_steps):
-      emission = jax.tree.map(lambda x, step=step: x[step], emissions)
-      for active in running:
-        if not active.ended:
-          self._counts['steps'] += 1
-          self._take(active, emission, active.place)
+    given_W = emissions.count_B.sum(axis=1)
+    self._counts['decode_calls'] += int(np.count_nonzero(given_W))
+    for active in running:
+      self._counts['steps'] += self._take(active, emissions, active.place)
 
   def _rows(
     self,
@@ -527,7 +455,7 @@ class Engine:
       (active.length + new_tokens for active in actives if active), default=1
     )
     # A program for each of few widths.
-    N = self._pool.pages_for(max(most, _LEAST_WIDTH))
+    N = self._pool.pages_for(max(most, self.config.table_tokens))
     N = min(1 << (N - 1).bit_length(), self._pool.num_pages)
     pages_BN = np.full((len(actives), N), NO_PAGE, np.int32)
     Y = max((len(a.request.stop_ids) for a in actives if a), default=0)
@@ -590,17 +518,19 @@ class Engine:
     record = wanted.experts or wanted.selected
     return dataclasses.replace(mode, absorbed=absorbed, record=record)
 
-  def _take(self, active: Active, emission: Any, row: int) -> None:
-    """Gives a request what a step has given its row."""
-    given = active.add_step(emission, row)
+  def _take(self, active: Active, emissions: Any, row: int) -> int:
+    """Gives a request what steps have given its row; says how many steps."""
+    given = active.add_steps(emissions, row)
     self._counts['new_tokens'] += given.num_tokens
-    if emission.drafted_B is not None:
-      self._counts['drafted'] += int(emission.drafted_B[row])
-      self._counts['accepted'] += int(emission.accepted_B[row])
+    if emissions.drafted_B is not None:
+      steps = slice(given.num_steps), row
+      self._counts['drafted'] += int(emissions.drafted_B[steps].sum())
+      self._counts['accepted'] += int(emissions.accepted_B[steps].sum())
     if given.progress.finish_reason is None:
       active.ticket.report(given.progress)
     else:
       self._release(active, given.progress)
+    return given.num_steps
 
   def _end(self, active: Active, reason: Any, error: str | None = None) -> None:
     self._release(active, active.finish(reason, error))
@@ -623,3 +553,30 @@ class Engine:
       self._end(active, reason, error)
     for ticket in waiting:
       self._end(Active(ticket, self._tokenizer), reason, error)
+
+
+def _laid_out_as(new: dict, old: dict) -> dict:
+  """Casts and places every leaf as the old one of its name is."""
+  flat, tree = jax.tree_util.tree_flatten_with_path(new)
+  held, held_tree = jax.tree_util.tree_flatten_with_path(old)
+  if tree != held_tree:
+    names, held_names = (
+      {jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in x}
+      for x in (flat, held)
+    )
+    odd = sorted(names ^ held_names) or ['their structure']
+    raise ValueError(
+      f'update_variables: got variables of another model, differing in {odd[0]}'
+    )
+  placed = []
+  for (path, leaf), (_, like) in zip(flat, held, strict=True):
+    if leaf.shape != like.shape:
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise ValueError(
+        f'update_variables: got {name} of shape {leaf.shape}, expected '
+        f'{like.shape}'
+      )
+    # A copy in any case: whoever trains the given ones may donate them.
+    own = jax.numpy.array(leaf, like.dtype, copy=True)
+    placed.append(jax.device_put(own, like.sharding))
+  return jax.tree_util.tree_unflatten(tree, placed)

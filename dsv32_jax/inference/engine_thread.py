@@ -5,8 +5,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from dsv32_jax.inference.engine import Engine, Ticket
+from dsv32_jax.inference.engine import Engine
 from dsv32_jax.inference.requests import Progress, Request
+from dsv32_jax.inference.tickets import Ticket
 
 
 class EngineThread:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dsv32_jax import chat
-from dsv32_jax.inference.engine import Engine, EngineConfig
+from dsv32_jax.inference.engine import Engine
+from dsv32_jax.inference.engine_config import EngineConfig
 from dsv32_jax.inference.requests import Completion, Progress, Request
 from dsv32_jax.inference.sampling import GREEDY, Sampling
 from dsv32_jax.modules.transformer import DeepSeekV32

@@ -127,6 +127,7 @@ class Completion:
     kept: for each new token the ids that could have been drawn, or None where
       all could.
     selected: int [N, layers, K], -1 for no key, in the order of `experts`.
+    prompt_selected: int [T - 1, layers, K], in that of `prompt_experts`.
   """
 
   prompt: tuple[int, ...]
@@ -141,6 +142,7 @@ class Completion:
   prompt_experts: np.ndarray | None = None
   kept: tuple[Any, ...] | None = None
   selected: np.ndarray | None = None
+  prompt_selected: np.ndarray | None = None
 
 
 class QueueFull(RuntimeError):

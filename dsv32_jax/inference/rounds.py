@@ -101,7 +101,7 @@ class Emission:
     top_logprob_BEM: theirs, or None.
     kept_BEV8: bits of the tokens that could have been drawn, or None.
     expert_LBTA: experts of the tokens fed in, or None.
-    selected_LBEK: keys selected for those that gave new tokens, or None.
+    selected_LBTK: keys selected for them, or None.
   """
 
   count_B: Any
@@ -115,7 +115,7 @@ class Emission:
   top_logprob_BEM: Any = None
   kept_BEV8: Any = None
   expert_LBTA: Any = None
-  selected_LBEK: Any = None
+  selected_LBTK: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,9 +174,7 @@ def prefill(
   hidden_B1D = _at(output.hidden_BTD, last_B1)
   logits_B1V = logits_of(cfg, params, hidden_B1D)
   emission, token_B, target_B1V = _draw(rows, logits_B1V)
-  emission = _with_wanted(
-    emission, wanted, logits_B1V, target_B1V, output, last_B1
-  )
+  emission = _with_wanted(emission, wanted, logits_B1V, target_B1V, output)
   emission, _ = _ended(emission, rows)
   is_new_BT = jnp.arange(tokens_BT.shape[1])[None, :] < num_new_B[:, None]
   is_finite_BT = jnp.all(jnp.isfinite(output.hidden_BTD), axis=-1)
@@ -284,12 +282,7 @@ def _decode_step(
     emission, new_B, target_BEV = _verify(rows, logits_BEV, memory)
   else:
     emission, new_B, target_BEV = _draw(rows, logits_BEV)
-  every_BE = jnp.broadcast_to(
-    jnp.arange(fed_BT.shape[1])[None, :], fed_BT.shape
-  )
-  emission = _with_wanted(
-    emission, wanted, logits_BEV, target_BEV, output, every_BE
-  )
+  emission = _with_wanted(emission, wanted, logits_BEV, target_BEV, output)
   # What the caches keep: the token fed, and the draft where it was accepted.
   kept_B = emission.count_B
   emission, remaining_B = _ended(emission, rows)
@@ -343,14 +336,13 @@ def _draw(
 ) -> tuple[Emission, Array, Float[Array, 'B E V']]:
   """One token a row, with its key; rows that rest draw too, for nothing."""
   drawn = sampling.sample(logits_B1V[:, 0], _keys(rows), rows.params)
-  target_B1V = sampling.target_logits(logits_B1V, rows.params)
   emission = Emission(
     count_B=(rows.remaining_B > 0).astype(jnp.int32),
     token_BE=drawn.token_B[:, None],
     logprob_BE=drawn.logprob_B[:, None],
     sampling_logprob_BE=drawn.sampling_logprob_B[:, None],
   )
-  return emission, drawn.token_B, target_B1V
+  return emission, drawn.token_B, drawn.target_BV[:, None]
 
 
 def _verify(
@@ -441,9 +433,8 @@ def _with_wanted(
   logits_BEV: Array,
   target_BEV: Array,
   output: Any,
-  at_BE: Array,
 ) -> Emission:
-  """Adds what was asked for; `at_BE` is where in T the logits are of."""
+  """Adds what was asked for."""
   extra = {}
   if wanted.top:
     logprobs_BEV = jax.nn.log_softmax(logits_BEV.astype(jnp.float32), axis=-1)
@@ -455,9 +446,7 @@ def _with_wanted(
   if wanted.experts and output.expert_index_LBTA is not None:
     extra['expert_LBTA'] = output.expert_index_LBTA
   if wanted.selected and output.selected_LBTK is not None:
-    extra['selected_LBEK'] = jnp.take_along_axis(
-      output.selected_LBTK, at_BE[None, :, :, None], axis=2
-    )
+    extra['selected_LBTK'] = output.selected_LBTK
   return dataclasses.replace(emission, **extra)
 
 

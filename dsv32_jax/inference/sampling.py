@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 _ALL = 0  # top_k of a request without one.
 
@@ -103,13 +103,18 @@ class Sampled:
       vocabulary; float32.
     sampling_logprob_B: log-probability under the distribution it was drawn
       from; 0 if greedy.
-    kept_BV: the tokens that could have been drawn.
+    target_BV: the log-weights it was drawn from (`target_logits`).
   """
 
   token_B: Any
   logprob_B: Any
   sampling_logprob_B: Any
-  kept_BV: Any
+  target_BV: Any
+
+  @property
+  def kept_BV(self) -> Bool[Array, 'B V']:
+    """The tokens that could have been drawn."""
+    return self.target_BV > -jnp.inf
 
 
 def sample(
@@ -141,7 +146,7 @@ def sample(
     token_B=token_B,
     logprob_B=logprobs_of(logits_BV, token_B),
     sampling_logprob_B=logprobs_of(target_BV, token_B),
-    kept_BV=target_BV > -jnp.inf,
+    target_BV=target_BV,
   )
 
 

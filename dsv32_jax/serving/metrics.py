@@ -9,7 +9,7 @@ from prometheus_client.core import (
   Metric,
 )
 
-from dsv32_jax.inference.engine import EngineStats
+from dsv32_jax.inference.engine_config import EngineStats
 
 # fmt: off
 _SECONDS = (

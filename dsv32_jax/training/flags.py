@@ -5,8 +5,10 @@ A frozen dataclass cannot be a flag, so `--config.a.b=v` acts on an
 dataclass again.
 """
 
+import dataclasses
 import functools
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,31 +25,34 @@ from dsv32_jax.training.loop import NonFiniteError
 # What a user can cause: said in one line, without a traceback.
 USER_ERRORS = (ValueError, OSError, CheckpointError, NonFiniteError)
 
-# Fields whose default is None, and the type that an override must have.
-_OPTIONAL = {
-  'init_from': str,
-  'index_topk': int,
-  'q_lora_rank': int,
-  'vocab_size': int,
-  'max_gap': int,
-  'first_token': int,
-}
+_SCALARS = (bool, int, float, str)
 
 
-def to_config_dict(config: RunConfig) -> ml_collections.ConfigDict:
-  """The ConfigDict that a config file's `get_config` returns."""
-  return _with_placeholders(convert.to_dict(config))
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+  """The ConfigDict that a config file's `get_config` returns.
+
+  Args:
+    config: a config dataclass. A number or string that is None becomes a
+      placeholder, so that an override must have the field's type.
+  """
+  return _config_dict(config)
 
 
-def resolve(config: Mapping | ml_collections.ConfigDict) -> RunConfig:
+def resolve(
+  config: Mapping | ml_collections.ConfigDict, cls: type = RunConfig
+) -> Any:
   """The checked configuration behind a ConfigDict with its overrides.
+
+  Args:
+    config: from a config file.
+    cls: the dataclass that it describes.
 
   Raises:
     ValueError: naming the field, its value and what was expected.
   """
   is_flag = isinstance(config, ml_collections.ConfigDict)
   plain = config.to_dict() if is_flag else config
-  return convert.from_dict(RunConfig, plain)
+  return convert.from_dict(cls, plain)
 
 
 def define_hosts() -> Callable[[], job.HostOptions]:
@@ -156,13 +161,29 @@ def _stop(error: object) -> None:
   sys.exit(1)
 
 
-def _with_placeholders(values: Mapping) -> ml_collections.ConfigDict:
+def _config_dict(config: Any) -> ml_collections.ConfigDict:
+  """Of a dataclass, or of a mapping with dataclasses in it."""
   result = ml_collections.ConfigDict()
+  is_mapping = isinstance(config, Mapping)
+  kinds = {} if is_mapping else {f.name: f.type for f in _fields(config)}
+  values = config if is_mapping else {n: getattr(config, n) for n in kinds}
   for name, value in values.items():
-    if isinstance(value, Mapping):
-      result[name] = _with_placeholders(value)
-    elif value is None and name in _OPTIONAL:
-      result[name] = config_dict.placeholder(_OPTIONAL[name])
+    if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
+      result[name] = _config_dict(value)
+    elif value is None and (kind := _scalar(kinds.get(name))):
+      result[name] = config_dict.placeholder(kind)
     else:
-      result[name] = value
+      result[name] = convert.plain(value)
   return result
+
+
+def _fields(config: Any) -> tuple[dataclasses.Field, ...]:
+  return dataclasses.fields(config)
+
+
+def _scalar(kind: Any) -> type | None:
+  """X of an annotation `X | None`, if X is a number or a string."""
+  options = [k for k in typing.get_args(kind) if k is not type(None)]
+  if len(options) == 1 and options[0] in _SCALARS:
+    return options[0]
+  return None

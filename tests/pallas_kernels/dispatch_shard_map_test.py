@@ -278,6 +278,7 @@ needs_api = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 @pytest.mark.parametrize('name', [x for x in CASES if x != 'dense_attention'])
 def test_op_xla_on_two_devices_matches_one(name):

@@ -242,6 +242,7 @@ def test_indexer_kl_first_row_is_zero(key, name):
   assert np.all(np.asarray(output.kl_BT)[:, 1] > 1e-4)
 
 
+@pytest.mark.slow
 def test_indexer_kl_full_selection_equals_ranges_up_to_k(key):
   # Rows t < k select all preceding keys: stage 2 is stage 1 there.
   spec, rng = arg_specs.TEST_SPECS['latent_keys'], _rng(key)
@@ -328,6 +329,7 @@ def test_indexer_kl_rows_left_out_are_zero_whatever_they_hold(key, name):
     assert np.all(np.asarray(gradient)[left_out] == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['gather', 'mask'])
 def test_indexer_kl_loss_does_not_depend_on_micro_batches(key, name):
   # Weights are normalised over the whole step: parts add up.
@@ -435,6 +437,7 @@ def _gradient(valid):
   return gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('valid', ['ranges', 'gather', 'mask'])
 def test_indexer_kl_memory_is_linear_in_length(valid):
   temporary = {}

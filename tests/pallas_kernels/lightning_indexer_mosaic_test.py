@@ -87,6 +87,7 @@ def test_kernel_interpreted_matches_reference(quantized):
   assert_scores(scores, desired, limit=1e-5)
 
 
+@pytest.mark.slow
 @needs_api
 def test_kernel_interpreted_has_no_races():
   q, k, w, _ = cases.make(1, 3, 130, 16, 64, seed=2)
@@ -116,6 +117,7 @@ def test_gradients_interpreted_match_reference(quantized):
     assert_norm(actual, x, limit=1e-2)
 
 
+@pytest.mark.slow
 @needs_api
 def test_gradients_interpreted_have_no_races():
   q, k, w, g = cases.make(1, 3, 130, 16, 64, seed=4)

@@ -75,6 +75,7 @@ def test_quantized_scores_are_those_of_the_folded_form(dtype):
     assert error < 1e-5 * np.linalg.norm(desired[finite]), name
 
 
+@pytest.mark.slow
 def test_quantized_gradients_of_xla_match_the_reference():
   # Vectors long enough that no product is zero but for the scales' rounding.
   spec = arg_specs.ArgSpec(batch=1, queries=150, keys=150, heads=2, dim=64)

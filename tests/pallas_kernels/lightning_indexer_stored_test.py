@@ -51,6 +51,7 @@ def assert_scores(actual, desired, *, limit):
   assert error <= limit * np.linalg.norm(desired[finite])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'scale_format'), [('xla', 'float32'), ('reference', 'ue8m0')]
 )

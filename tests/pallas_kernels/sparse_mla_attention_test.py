@@ -240,6 +240,7 @@ def test_sparse_mla_attention_lse_has_no_gradient(key, name):
     assert np.all(np.asarray(gradient) == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', _SMALL_BLOCKS)
 def test_sparse_mla_attention_two_runs_are_bitwise_equal(key, form):
   spec = arg_specs.TEST_SPECS['square']
@@ -250,6 +251,7 @@ def test_sparse_mla_attention_two_runs_are_bitwise_equal(key, form):
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.slow
 def test_add_rows_sorted_order_matches_numpy_with_heavy_collisions(key):
   indices = np.asarray(jax.random.randint(key, (3, 20, 9), -1, 6))
   updates = np.asarray(jax.random.normal(key, (3, 20, 9, 5)))
@@ -359,6 +361,7 @@ def test_sparse_mla_attention_policy_saves_output_and_normaliser(key):
   assert num_loops(recomputed) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 @pytest.mark.parametrize('form', ['gather', 'mask'])
 def test_sparse_mla_attention_sharded_batch_matches_one_device(

@@ -109,6 +109,7 @@ def all_ranges(num_queries, num_keys, k):
   }
 
 
+@pytest.mark.slow
 @implementations
 @indexers
 @pytest.mark.parametrize('quantized', [False, True])

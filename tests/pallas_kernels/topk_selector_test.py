@@ -98,8 +98,8 @@ def causal(scores):
 SHAPES = [
   (2, 9, 9, 4),
   (1, 5, 1, 3),
-  (1, 700, 90, 17),
-  (1, 3, 1025, 512),
+  pytest.param(1, 700, 90, 17, marks=pytest.mark.slow),
+  pytest.param(1, 3, 1025, 512, marks=pytest.mark.slow),
 ]
 
 

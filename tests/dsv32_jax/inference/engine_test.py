@@ -88,7 +88,9 @@ def _check_against_forward(cfg, variables, completion, *, speculative=False):
     )
   if completion.selected is not None:
     selected_TLK = output.selected_LBTK[:, 0].swapaxes(0, 1)
-    for ours, theirs in zip(completion.selected, selected_TLK[at], strict=True):
+    ours_TLK = [*completion.prompt_selected, *completion.selected]
+    theirs_TLK = selected_TLK[: len(tokens) - 1]
+    for ours, theirs in zip(ours_TLK, theirs_TLK, strict=True):
       for layer, layer_theirs in zip(ours, theirs, strict=True):
         assert set(layer[layer >= 0]) == set(layer_theirs[layer_theirs >= 0])
   return output.logits_BTV[0, at]
@@ -210,6 +212,60 @@ def test_requests_with_settings_of_their_own_do_not_touch_each_other(loaded):
   beside = _complete(engine, request, other, request)
   assert beside[1].tokens == alone.tokens
   assert beside[0].tokens == beside[2].tokens
+
+
+def test_prompts_run_together_give_what_each_gives_alone(loaded):
+  generator = np.random.default_rng(11)
+  requests = [
+    Request(
+      prompt=_prompt(generator), max_new_tokens=5, seed=seed, record=RECORD
+    )
+    for seed in range(7)
+  ]
+  # Three at most, so calls of four rows never come and one waits its turn.
+  engine = _engine(loaded, prefill_rows=3, fill_first=True)
+  together = _complete(engine, *requests)
+  assert engine.stats().running == 0
+  alone = _engine(loaded)
+  for request, ours in zip(requests, together, strict=True):
+    (expected,) = _complete(alone, request)
+    assert ours.tokens == expected.tokens
+    np.testing.assert_allclose(
+      ours.logprobs, expected.logprobs, atol=LOGPROB_TOLERANCE
+    )
+    np.testing.assert_array_equal(ours.prompt_experts, expected.prompt_experts)
+
+
+def test_new_weights_give_what_an_engine_made_with_them_gives(loaded):
+  model, variables = loaded
+  changed = jax.tree.map(lambda x: x * 1.1, variables)
+  request = Request(prompt=(5, 6, 7), max_new_tokens=8)
+  engine = _engine(loaded)
+  (before,) = _complete(engine, request)
+  engine.update_variables(changed)
+  # What was handed over may be given away: the engine has a copy.
+  expected_engine = _engine((model, jax.tree.map(jnp.copy, changed)))
+  jax.tree.map(lambda x: x.delete(), changed)
+  (after,) = _complete(engine, request)
+  (expected,) = _complete(expected_engine, request)
+  assert after.tokens == expected.tokens
+  assert after.logprobs == expected.logprobs
+  assert after.logprobs != before.logprobs
+
+
+def test_new_weights_that_do_not_fit_are_refused(loaded):
+  _, variables = loaded
+  engine = _engine(loaded)
+  params = variables['params']
+  smaller = {**params, 'embedding': params['embedding'][:-1]}
+  with pytest.raises(ValueError, match='params/embedding of shape'):
+    engine.update_variables({**variables, 'params': smaller})
+  missing = {name: x for name, x in params.items() if name != 'final_norm'}
+  with pytest.raises(ValueError, match=r'another model.*params/final_norm'):
+    engine.update_variables({**variables, 'params': missing})
+  engine.submit(Request(prompt=(1,), max_new_tokens=1))
+  with pytest.raises(RuntimeError, match='1 requests wait or run'):
+    engine.update_variables(variables)
 
 
 def test_stop_ids_and_strings_end_a_request(loaded):

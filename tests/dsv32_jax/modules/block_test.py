@@ -74,7 +74,7 @@ def _loss_and_gradients(remat, *, scan):
   [
     pytest.param('save_attention', True, marks=pytest.mark.slow),
     ('full', True),
-    ('none', False),
+    pytest.param('none', False, marks=pytest.mark.slow),
   ],
 )
 def test_stack_loss_and_gradients_do_not_depend_on_remat_or_scan(remat, scan):
