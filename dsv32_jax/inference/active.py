@@ -174,7 +174,7 @@ class Active:
     """The kept ids of every new token, or None where all were kept."""
     if not self._kept:
       return (None,) * len(self.tokens)
-    return tuple(_set_bits(np.concatenate(self._kept)))
+    return tuple(self._kept)
 
   def _end_of(
     self, tokens: list[int], logprob_X: np.ndarray
@@ -216,8 +216,11 @@ class Active:
           strict=True,
         )
       ]
-    if request.record.kept and _truncates(request.sampling):
-      self._kept.append(emissions.kept_BEV8[at])
+    if request.record.kept and truncates(request.sampling):
+      if emissions.kept_BEM is not None:
+        self._kept += _filled(emissions.kept_BEM[at])
+      else:
+        self._kept += _set_bits(emissions.kept_BEV8[at])
     if from_prompt:
       # What gave the first new token came with the prompt.
       return
@@ -240,7 +243,8 @@ class Active:
     )
 
 
-def _truncates(sampling: Sampling) -> bool:
+def truncates(sampling: Sampling) -> bool:
+  """Whether some tokens can never be drawn."""
   return (
     sampling.temperature == 0
     or sampling.top_k is not None
@@ -264,6 +268,12 @@ def _as_wide(parts: list[np.ndarray]) -> list[np.ndarray]:
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray | None:
   return np.concatenate(parts) if parts else None
+
+
+def _filled(ids_XM: np.ndarray) -> list[np.ndarray]:
+  """Each row without the -1 at its end."""
+  counts = np.sum(ids_XM >= 0, axis=1).tolist()
+  return [ids_M[:count] for ids_M, count in zip(ids_XM, counts, strict=True)]
 
 
 def _set_bits(bits_XV8: np.ndarray) -> list[np.ndarray]:

@@ -21,27 +21,48 @@ import jax
 import numpy as np
 
 from dsv32_jax.config.model import DENSE, AttentionMode
-from dsv32_jax.functional.latent_cache import NO_PAGE
-from dsv32_jax.inference import cached, rounds, sampling
+from dsv32_jax.inference import cached, engine_rows, rounds
 from dsv32_jax.inference.active import NOT_FINITE, Active
 from dsv32_jax.inference.detokenize import Decoder
 from dsv32_jax.inference.engine_config import EngineConfig, EngineStats
 from dsv32_jax.inference.pages import PagePool
 from dsv32_jax.inference.requests import (
-  MAX_TOP_LOGPROBS,
   Progress,
   QueueFull,
   Request,
   RequestTooLong,
 )
-from dsv32_jax.inference.sampling import GREEDY
 from dsv32_jax.inference.tickets import Ticket
 from dsv32_jax.inference.unroll import unroll
 from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.sharding import axes, parallel
 
-_NO_TOKEN = -1
 _DEFAULTS = EngineConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Call:
+  """Decode steps that were begun.
+
+  Attributes:
+    running: the requests in it.
+    rows: what the device was told of them.
+    token_B: their newest tokens.
+    wanted: what it returns.
+    attention: its mode.
+    reach: tokens that a request may have after it.
+    emissions: what it gives; on the device, perhaps not there yet.
+    following: rows and tokens of a call that goes on from there.
+  """
+
+  running: Sequence[Active]
+  rows: rounds.Rows
+  token_B: Any
+  wanted: rounds.Wanted
+  attention: AttentionMode
+  reach: int
+  emissions: Any = None
+  following: Any = None
 
 
 class Engine:
@@ -112,7 +133,7 @@ class Engine:
       num_pages=num_pages // groups, page_size=config.page_size, groups=groups
     )
     self.max_tokens = min(longest, num_pages // groups * config.page_size)
-    self._memory = self._init_memory(num_pages)
+    self._memory: rounds.Memory | None = self._init_memory()
     self._groups_count = groups
     self._lock = threading.Lock()
     self._numbers = itertools.count()
@@ -120,6 +141,7 @@ class Engine:
     self._cancelled: set[int] = set()
     self._active: dict[int, Active] = {}  # By place.
     self._counts: collections.Counter[str] = collections.Counter()
+    self._ahead: _Call | None = None
     self._seconds = {'prefill': 0.0, 'decode': 0.0}
     self._finished: collections.Counter[str] = collections.Counter()
 
@@ -169,6 +191,11 @@ class Engine:
       self._admit()
       pieces = self._next_pieces()
       if pieces:
+        with self._timed('decode'):
+          self._catch_up()
+      if self._memory is None and self._active:
+        self._memory = self._init_memory()
+      if pieces:
         with self._timed('prefill'):
           self._prefill(pieces)
         if self.config.fill_first and self._must_fill():
@@ -199,16 +226,21 @@ class Engine:
       RuntimeError: requests wait or run; their caches are of the old weights.
       ValueError: variables of another model, naming the first that differs.
     """
-    with self._lock:
-      count = len(self._waiting) + len(self._active)
-    if count:
-      raise RuntimeError(
-        f'update_variables: got new weights while {count} requests wait or '
-        'run, expected none: run the engine until all have ended'
-      )
+    self._check_idle('update_variables')
     with parallel.use(self._layout):
       _, new = unroll(self._given, variables)
     self._variables = _laid_out_as(new, self._variables)
+
+  def release(self) -> None:
+    """Gives the memory of the caches back until the next request.
+
+    For a job that samples and trains in turns on the same devices.
+
+    Raises:
+      RuntimeError: requests wait or run.
+    """
+    self._check_idle('release')
+    self._memory = self._ahead = None
 
   def fail(self, error: str) -> None:
     """Ends every request with an error; for when a round has raised."""
@@ -261,8 +293,18 @@ class Engine:
       )
     return groups
 
-  def _init_memory(self, num_pages: int) -> rounds.Memory:
+  def _check_idle(self, what: str) -> None:
+    with self._lock:
+      count = len(self._waiting) + len(self._active)
+    if count:
+      raise RuntimeError(
+        f'{what}: called while {count} requests wait or run, expected none: '
+        'run the engine until all have ended'
+      )
+
+  def _init_memory(self) -> rounds.Memory:
     cfg, config = self._model.cfg, self.config
+    num_pages = self._pool.num_pages * self._groups()
     caches = cached.init_caches(
       cfg,
       count=cfg.num_hidden_layers + config.speculative,
@@ -393,9 +435,14 @@ class Engine:
         is_last[row] = end == len(active.prompt)
         if not is_last[row]:
           follow_B[row] = active.prompt[end]
-    rows = self._rows(pieces, is_last, new_tokens=width)
     asked = [a for a in pieces if a is not None]
-    wanted = self._wanted(asked)
+    wanted = engine_rows.wanted(asked, self._model.cfg.vocab_size)
+    rows = engine_rows.rows(
+      pieces,
+      is_last,
+      num_pages=self._table_width(asked, width),
+      places=self.config.max_batch,
+    )
     emission, self._memory = rounds.prefill(
       self._model,
       self._variables,
@@ -418,89 +465,98 @@ class Engine:
           self._take(active, jax.tree.map(lambda x: x[None], emission), row)
 
   def _decode(self, running: Sequence[Active]) -> None:
+    call, self._ahead = self._ahead or self._call(running), None
+    if self.config.run_ahead and self._reaches(call):
+      self._ahead = self._call_after(call)
+    self._receive(call)
+    if self._ahead and all(active.ended for active in running):
+      # Nobody is left to read it.
+      self._ahead = None
+
+  def _catch_up(self) -> None:
+    """Reads what was begun ahead, so that the host knows of everything."""
+    if self._ahead:
+      call, self._ahead = self._ahead, None
+      self._receive(call)
+
+  def _call(self, running: Sequence[Active]) -> _Call:
+    """Begins decode steps from what the host knows."""
     places: list[Active | None] = [None] * self.config.max_batch
     for active in running:
       places[active.place] = active
-    num_steps = self.config.decode_steps
-    per_step = 1 + self.config.speculative
-    rows = self._rows(
-      places, [a is not None for a in places], new_tokens=num_steps * per_step
+    wanted = engine_rows.wanted(running, self._model.cfg.vocab_size)
+    rows = engine_rows.rows(
+      places,
+      [a is not None for a in places],
+      num_pages=self._table_width(running, self._most_new()),
+      places=self.config.max_batch,
     )
-    wanted = self._wanted(running)
-    emissions, self._memory = rounds.decode(
+    return self._begin(
+      _Call(
+        running=running,
+        rows=rows,
+        token_B=np.array([a.newest if a else 0 for a in places], np.int32),
+        wanted=wanted,
+        attention=self._attention(rows, wanted, prefill=False),
+        reach=max(active.length for active in running) + self._most_new(),
+      )
+    )
+
+  def _call_after(self, call: _Call) -> _Call:
+    """Begins the next decode steps before those of `call` have been read."""
+    rows, token_B = call.following
+    return self._begin(
+      dataclasses.replace(
+        call,
+        rows=rows,
+        token_B=token_B,
+        reach=call.reach + self._most_new(),
+      )
+    )
+
+  def _begin(self, call: _Call) -> _Call:
+    emissions, self._memory, following = rounds.decode(
       self._model,
       self._variables,
       self._memory,
-      rows,
-      np.array([a.newest if a else 0 for a in places], np.int32),
-      num_steps=num_steps,
-      attention=self._attention(rows, wanted, prefill=False),
-      wanted=wanted,
+      call.rows,
+      call.token_B,
+      num_steps=self.config.decode_steps,
+      attention=call.attention,
+      wanted=call.wanted,
     )
-    emissions = jax.device_get(emissions)
+    return dataclasses.replace(call, emissions=emissions, following=following)
+
+  def _receive(self, call: _Call) -> None:
+    emissions = jax.device_get(call.emissions)
     given_W = emissions.count_B.sum(axis=1)
     self._counts['decode_calls'] += int(np.count_nonzero(given_W))
-    for active in running:
-      self._counts['steps'] += self._take(active, emissions, active.place)
+    for active in call.running:
+      # One of a call begun ahead may have ended before it.
+      if not active.ended:
+        self._counts['steps'] += self._take(active, emissions, active.place)
 
-  def _rows(
-    self,
-    actives: Sequence[Active | None],
-    may_draw: Sequence[bool],
-    *,
-    new_tokens: int,
-  ) -> rounds.Rows:
-    """What the device must know; a row of None rests and has no page."""
-    most = max(
-      (active.length + new_tokens for active in actives if active), default=1
-    )
-    # A program for each of few widths.
-    N = self._pool.pages_for(max(most, self.config.table_tokens))
-    N = min(1 << (N - 1).bit_length(), self._pool.num_pages)
-    pages_BN = np.full((len(actives), N), NO_PAGE, np.int32)
-    Y = max((len(a.request.stop_ids) for a in actives if a), default=0)
-    Y = 1 << (max(Y, 1) - 1).bit_length()
-    stop_BY = np.full((len(actives), Y), _NO_TOKEN, np.int32)
-    numbers = {
-      name: np.zeros((len(actives),), np.int32)
-      for name in ('place', 'length', 'count', 'remaining')
-    }
-    seed_B = np.zeros((len(actives),), np.uint32)
-    samplings = [GREEDY] * len(actives)
-    for row, active in enumerate(actives):
-      numbers['place'][row] = self.config.max_batch
-      if active is None:
-        continue
-      numbers['place'][row] = active.place
-      numbers['length'][row] = active.length
-      numbers['count'][row] = len(active.tokens)
-      if may_draw[row]:
-        numbers['remaining'][row] = active.remaining
-      pages = active.pages[:N]
-      pages_BN[row, : len(pages)] = pages
-      stop_BY[row, : len(active.request.stop_ids)] = active.request.stop_ids
-      seed_B[row] = active.request.seed
-      samplings[row] = active.request.sampling
-    return rounds.Rows(
-      place_B=numbers['place'],
-      pages_BN=pages_BN,
-      length_B=numbers['length'],
-      count_B=numbers['count'],
-      remaining_B=numbers['remaining'],
-      seed_B=seed_B,
-      params=sampling.stack(samplings),
-      stop_BY=stop_BY,
-    )
+  def _most_new(self) -> int:
+    """Tokens that one call may add to a request."""
+    return self.config.decode_steps * (1 + self.config.speculative)
 
-  def _wanted(self, actives: Sequence[Active]) -> rounds.Wanted:
-    requests = [active.request for active in actives]
-    top = any(request.top_logprobs for request in requests)
-    return rounds.Wanted(
-      top=min(MAX_TOP_LOGPROBS, self._model.cfg.vocab_size) if top else 0,
-      experts=any(request.record.experts for request in requests),
-      kept=any(request.record.kept for request in requests),
-      selected=any(request.record.selected for request in requests),
-    )
+  def _reaches(self, call: _Call) -> bool:
+    """Whether the table of pages has room for the call after this one."""
+    num_tokens = call.rows.pages_BN.shape[1] * self.config.page_size
+    needed = call.reach + self._most_new()
+    return num_tokens >= min(needed, self._longest)
+
+  @property
+  def _longest(self) -> int:
+    # No request is longer; a draft may be fed past its end.
+    return self.max_tokens + self.config.speculative
+
+  def _table_width(self, actives: Sequence[Active], new_tokens: int) -> int:
+    """Pages of a request in a call; few widths, as each is a program."""
+    most = max(active.length for active in actives) + new_tokens
+    most = max(min(most, self._longest), self.config.table_tokens)
+    N = self._pool.pages_for(most)
+    return min(1 << (N - 1).bit_length(), self._pool.num_pages)
 
   def _attention(
     self, rows: rounds.Rows, wanted: rounds.Wanted, *, prefill: bool

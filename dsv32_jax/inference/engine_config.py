@@ -27,6 +27,9 @@ class EngineConfig:
       here means one program.
     decode_steps: steps between two looks of the host: more cost less overhead,
       and let new requests wait longer.
+    run_ahead: begin the next decode steps before the last ones are read, so
+      that the device does not wait for the host. Newcomers wait a little
+      longer, and a stop string is noticed a call late.
     latent_format: of cached latent rows: 'compute' or 'fp8' (656 bytes).
     index_format: of cached indexer keys: 'compute' or 'fp8'.
     speculative: draft a token a step with the MTP module.
@@ -46,6 +49,7 @@ class EngineConfig:
   fill_first: bool = False
   table_tokens: int = 512
   decode_steps: int = 4
+  run_ahead: bool = False
   latent_format: str = 'compute'
   index_format: str = 'compute'
   speculative: bool = False

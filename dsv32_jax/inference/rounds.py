@@ -100,6 +100,7 @@ class Emission:
     top_token_BEM: the most likely tokens, or None.
     top_logprob_BEM: theirs, or None.
     kept_BEV8: bits of the tokens that could have been drawn, or None.
+    kept_BEM: their ids, ascending and filled up with -1, or None.
     expert_LBTA: experts of the tokens fed in, or None.
     selected_LBTK: keys selected for them, or None.
   """
@@ -114,6 +115,7 @@ class Emission:
   top_token_BEM: Any = None
   top_logprob_BEM: Any = None
   kept_BEV8: Any = None
+  kept_BEM: Any = None
   expert_LBTA: Any = None
   selected_LBTK: Any = None
 
@@ -125,13 +127,15 @@ class Wanted:
   Attributes:
     top: M, 0 for none.
     experts: the experts of tokens.
-    kept: the tokens that could have been drawn.
+    kept: the tokens that could have been drawn, as bits.
+    kept_ids: the same as so many ids, where no more can be kept; 0 for none.
     selected: the selected keys.
   """
 
   top: int = 0
   experts: bool = False
   kept: bool = False
+  kept_ids: int = 0
   selected: bool = False
 
 
@@ -216,7 +220,7 @@ def decode(
   num_steps: int,
   attention: AttentionMode,
   wanted: Wanted,
-) -> tuple[Emission, Memory]:
+) -> tuple[Emission, Memory, tuple[Rows, Int[Array, ' B']]]:
   """Continues every row by `num_steps` steps, or until all have ended.
 
   Args:
@@ -231,7 +235,8 @@ def decode(
 
   Returns:
     Emissions with a leading axis of W steps, of no tokens where none was
-    needed any more; and the memory.
+    needed any more; the memory; and `rows` and `token_B` of a call that goes on
+    from there.
   """
 
   def step(memory, rows, token_B):
@@ -256,10 +261,10 @@ def decode(
   emissions = jax.tree.map(
     lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), shapes
   )
-  _, emissions, (memory, _, _) = jax.lax.while_loop(
+  _, emissions, (memory, *following) = jax.lax.while_loop(
     goes_on, advance, (jnp.zeros((), jnp.int32), emissions, state)
   )
-  return emissions, memory
+  return emissions, memory, tuple(following)
 
 
 def _decode_step(
@@ -443,6 +448,11 @@ def _with_wanted(
     )
   if wanted.kept:
     extra['kept_BEV8'] = jnp.packbits(target_BEV > -jnp.inf, axis=-1)
+  if wanted.kept_ids:
+    weight_BEM, id_BEM = jax.lax.top_k(target_BEV, wanted.kept_ids)
+    V = target_BEV.shape[-1]
+    id_BEM = jnp.sort(jnp.where(weight_BEM > -jnp.inf, id_BEM, V), axis=-1)
+    extra['kept_BEM'] = jnp.where(id_BEM < V, id_BEM, -1)
   if wanted.experts and output.expert_index_LBTA is not None:
     extra['expert_LBTA'] = output.expert_index_LBTA
   if wanted.selected and output.selected_LBTK is not None:

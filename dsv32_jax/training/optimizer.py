@@ -5,7 +5,7 @@ own gradient clipping: the indexer's loss has an arbitrary scale, and a shared
 norm would let it throttle the main model (spec section 5.2).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -100,21 +100,29 @@ def _is_matrix(params: Any) -> Any:
 
 
 def build(config: StageConfig, stage: Stage) -> optax.GradientTransformation:
+  """The optimizer of a stage of a recipe; see `for_groups`."""
+  settings = {'main': config.optimizer, 'indexer': config.indexer_optimizer}
+  return for_groups(settings, config.steps, stage)
+
+
+def for_groups(
+  settings: Mapping[str, OptimizerConfig], steps: int, stage: Stage
+) -> optax.GradientTransformation:
   """The optimizer of a stage.
 
   Frozen groups are not in it: AdamW would decay a parameter whose gradient is
   zero, so freezing by zero gradients does not freeze (spec section 9, 24).
 
   Args:
-    config: optimizer settings and number of steps.
+    settings: by group of parameters.
+    steps: of the whole stage, for schedules.
     stage: which groups train.
 
   Returns:
     A transformation over the trainable sub-tree, see `trainable`.
   """
-  settings = {'main': config.optimizer, 'indexer': config.indexer_optimizer}
   return optax.partition(
-    {group: adamw(settings[group], config.steps) for group in stage.trainable},
+    {group: adamw(settings[group], steps) for group in stage.trainable},
     labels,
   )
 

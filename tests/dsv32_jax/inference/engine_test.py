@@ -222,8 +222,9 @@ def test_prompts_run_together_give_what_each_gives_alone(loaded):
     )
     for seed in range(7)
   ]
-  # Three at most, so calls of four rows never come and one waits its turn.
-  engine = _engine(loaded, prefill_rows=3, fill_first=True)
+  # Three at most, so calls of four rows never come and one waits its turn;
+  # decode steps begin before the last ones are read.
+  engine = _engine(loaded, prefill_rows=3, fill_first=True, run_ahead=True)
   together = _complete(engine, *requests)
   assert engine.stats().running == 0
   alone = _engine(loaded)
@@ -242,6 +243,7 @@ def test_new_weights_give_what_an_engine_made_with_them_gives(loaded):
   request = Request(prompt=(5, 6, 7), max_new_tokens=8)
   engine = _engine(loaded)
   (before,) = _complete(engine, request)
+  engine.release()
   engine.update_variables(changed)
   # What was handed over may be given away: the engine has a copy.
   expected_engine = _engine((model, jax.tree.map(jnp.copy, changed)))
@@ -266,6 +268,8 @@ def test_new_weights_that_do_not_fit_are_refused(loaded):
   engine.submit(Request(prompt=(1,), max_new_tokens=1))
   with pytest.raises(RuntimeError, match='1 requests wait or run'):
     engine.update_variables(variables)
+  with pytest.raises(RuntimeError, match='release: called while 1 requests'):
+    engine.release()
 
 
 def test_stop_ids_and_strings_end_a_request(loaded):
@@ -343,6 +347,47 @@ def test_engine_refuses_what_the_model_cannot_do(loaded):
   model = DeepSeekV32(dataclasses.replace(CFG, num_nextn_predict_layers=0))
   with pytest.raises(ValueError, match='without an MTP module'):
     _engine((model, loaded[1]), speculative=True)
+
+
+def test_running_ahead_changes_nothing_that_requests_get(loaded):
+  """Ends of every kind, newcomers and a cancelled one, with two places."""
+  generator = np.random.default_rng(5)
+  requests = [
+    Request(
+      prompt=_prompt(generator, 12),
+      max_new_tokens=int(generator.integers(1, 20)),
+      sampling=Sampling(top_k=7, top_p=0.9),
+      stop_ids=(1, 2, 3),
+      stop_strings=(chr(97 + number),),
+      seed=number,
+      record=RECORD,
+    )
+    for number in range(12)
+  ]
+  found = []
+  for run_ahead in (False, True):
+    engine = _engine(
+      loaded, tokenizer=ByteTokenizer(), max_batch=4, run_ahead=run_ahead
+    )
+    tickets = [engine.submit(request) for request in requests]
+    doomed = engine.submit(requests[0])
+    for _ in range(9):
+      engine.step()
+    engine.cancel(doomed)
+    engine.run()
+    assert doomed.done
+    stats = engine.stats()
+    assert stats.free_pages == stats.total_pages
+    found.append([ticket.result(0) for ticket in tickets])
+  for plain, ahead in zip(*found, strict=True):
+    assert ahead.tokens == plain.tokens
+    assert ahead.text == plain.text
+    assert ahead.finish_reason == plain.finish_reason
+    np.testing.assert_allclose(ahead.logprobs, plain.logprobs, atol=1e-6)
+    for ours, theirs in zip(ahead.kept, plain.kept, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+      assert len(ours) <= 7
+    np.testing.assert_array_equal(ahead.experts, plain.experts)
 
 
 def test_few_pages_make_requests_wait_and_all_end(loaded):

@@ -1,0 +1,86 @@
+"""What a call of the device is told of the requests in it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dsv32_jax.functional.latent_cache import NO_PAGE
+from dsv32_jax.inference import rounds, sampling
+from dsv32_jax.inference.active import Active, truncates
+from dsv32_jax.inference.requests import MAX_TOP_LOGPROBS
+from dsv32_jax.inference.sampling import GREEDY
+
+_NO_TOKEN = -1
+
+
+def rows(
+  actives: Sequence[Active | None],
+  may_draw: Sequence[bool],
+  *,
+  num_pages: int,
+  places: int,
+) -> rounds.Rows:
+  """The rows of a call; one of None rests and has no page.
+
+  Args:
+    actives: the requests.
+    may_draw: false for a prompt that goes on.
+    num_pages: width of the table of pages.
+    places: of the engine; numbers a row that is not in use.
+  """
+  B = len(actives)
+  pages_BN = np.full((B, num_pages), NO_PAGE, np.int32)
+  Y = max((len(a.request.stop_ids) for a in actives if a), default=0)
+  Y = 1 << (max(Y, 1) - 1).bit_length()
+  stop_BY = np.full((B, Y), _NO_TOKEN, np.int32)
+  numbers = {
+    name: np.zeros((B,), np.int32)
+    for name in ('place', 'length', 'count', 'remaining')
+  }
+  seed_B = np.zeros((B,), np.uint32)
+  samplings = [GREEDY] * B
+  for row, active in enumerate(actives):
+    numbers['place'][row] = places
+    if active is None:
+      continue
+    numbers['place'][row] = active.place
+    numbers['length'][row] = active.length
+    numbers['count'][row] = len(active.tokens)
+    if may_draw[row]:
+      numbers['remaining'][row] = active.remaining
+    pages = active.pages[:num_pages]
+    pages_BN[row, : len(pages)] = pages
+    stop_BY[row, : len(active.request.stop_ids)] = active.request.stop_ids
+    seed_B[row] = active.request.seed
+    samplings[row] = active.request.sampling
+  return rounds.Rows(
+    place_B=numbers['place'],
+    pages_BN=pages_BN,
+    length_B=numbers['length'],
+    count_B=numbers['count'],
+    remaining_B=numbers['remaining'],
+    seed_B=seed_B,
+    params=sampling.stack(samplings),
+    stop_BY=stop_BY,
+  )
+
+
+def wanted(actives: Sequence[Active], vocab_size: int) -> rounds.Wanted:
+  """What a call has to return beside tokens, for any of its requests."""
+  requests = [active.request for active in actives]
+  top = any(request.top_logprobs for request in requests)
+  limits = [
+    request.sampling.top_k
+    for request in requests
+    if request.record.kept and truncates(request.sampling)
+  ]
+  # Ids are far less to send and to read than bits of a whole vocabulary.
+  as_ids = bool(limits) and None not in limits
+  most = max((limit for limit in limits if limit), default=0)
+  return rounds.Wanted(
+    top=min(MAX_TOP_LOGPROBS, vocab_size) if top else 0,
+    experts=any(request.record.experts for request in requests),
+    kept=bool(limits) and not as_ids,
+    kept_ids=min(1 << (most - 1).bit_length(), vocab_size) if as_ids else 0,
+    selected=any(request.record.selected for request in requests),
+  )
