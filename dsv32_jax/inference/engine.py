@@ -554,7 +554,7 @@ class Engine:
   def _table_width(self, actives: Sequence[Active], new_tokens: int) -> int:
     """Pages of a request in a call; few widths, as each is a program."""
     most = max(active.length for active in actives) + new_tokens
-    most = max(min(most, self._longest), self.config.table_tokens)
+    most = min(max(most, self.config.table_tokens), self._longest)
     N = self._pool.pages_for(most)
     return min(1 << (N - 1).bit_length(), self._pool.num_pages)
 

@@ -388,7 +388,9 @@ def _ended(emission: Emission, rows: Rows) -> tuple[Emission, Array]:
   count_B = jnp.minimum(emission.count_B, rows.remaining_B)
   is_stop_BE = is_stop_BE & (number_BE < count_B[:, None])
   stops_B = jnp.any(is_stop_BE, axis=1)
-  count_B = jnp.where(stops_B, jnp.argmax(is_stop_BE, axis=1) + 1, count_B)
+  count_B = jnp.where(
+    stops_B, jnp.argmax(is_stop_BE, axis=1).astype(jnp.int32) + 1, count_B
+  )
   remaining_B = jnp.where(stops_B, 0, rows.remaining_B - count_B)
   return dataclasses.replace(emission, count_B=count_B), remaining_B
 
