@@ -23,6 +23,9 @@ _EXTRAS = {
     'starlette',
     'uvicorn',
   ],
+  # Problems and verifiers of reinforcement learning. Which verifiers of
+  # reasoning-gym are broken was found out for this release.
+  'rl': ['math-verify>=0.9', 'reasoning-gym==0.1.25'],
   'notebooks': ['ipykernel', 'jupytext', 'nbclient', 'nbformat'],
   'test': [
     'beartype',

@@ -73,11 +73,15 @@ def pytest_collection_modifyitems(
 ) -> None:
   on_gpu = config.getoption('--platform') == 'gpu'
   has_torch = importlib.util.find_spec('torch') is not None
+  has_tunix = importlib.util.find_spec('tunix') is not None
   for item in items:
     if not on_gpu and item.get_closest_marker('gpu'):
       item.add_marker(pytest.mark.skip(reason='needs --platform=gpu'))
     if not has_torch and item.get_closest_marker('torch'):
       item.add_marker(pytest.mark.skip(reason="needs '.[parity]'"))
+    if not has_tunix and item.get_closest_marker('tunix'):
+      reason = 'needs google-tunix==0.1.7 (tests/support/tunix_cases.py)'
+      item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

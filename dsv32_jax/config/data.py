@@ -6,8 +6,16 @@ from typing import Literal
 from dsv32_jax.config.model import check_types
 
 SourceKind = Literal[
-  'stdlib', 'site_packages', 'text', 'jsonl', 'copy', 'arithmetic'
+  'stdlib',
+  'site_packages',
+  'text',
+  'jsonl',
+  'conversations',
+  'copy',
+  'arithmetic',
 ]
+# Kinds that read `path`.
+_FROM_FILES = ('text', 'jsonl', 'conversations')
 TokenizerKind = Literal['bytes', 'bpe', 'hf', 'deepseek']
 
 
@@ -23,8 +31,10 @@ class SourceConfig:
   Attributes:
     kind: 'stdlib' is the source of the running Python's standard library and
       'site_packages' that of installed packages (documents = files); 'text'
-      and 'jsonl' read `path`; 'copy' and 'arithmetic' are generated.
-    path: for 'text' and 'jsonl': a file, a directory or a glob pattern.
+      and 'jsonl' read `path`, and so does 'conversations', chats in JSONL of
+      which only the assistant's tokens are learnt (`data.conversations`);
+      'copy' and 'arithmetic' are generated.
+    path: of those that read one: a file, a directory or a glob pattern.
     field: for 'jsonl': the field that holds the document.
     separator: for 'text': cuts a file into documents at this string; empty
       keeps a file whole.
@@ -49,9 +59,9 @@ class SourceConfig:
   def __post_init__(self):
     check_types(self)
     _require(
-      bool(self.path) == (self.kind in ('text', 'jsonl')),
+      bool(self.path) == (self.kind in _FROM_FILES),
       f'path: got {self.path!r} for kind {self.kind!r}, expected a path for '
-      "'text' and 'jsonl' only",
+      f'{", ".join(map(repr, _FROM_FILES))} only',
     )
     _require(
       not self.packages or self.kind == 'site_packages',
@@ -208,7 +218,8 @@ class DataConfig:
     held_out_fraction: share of the documents kept for evaluation, chosen by a
       hash of their path.
     split_documents: pack documents end to end and cut them where a row ends;
-      False keeps documents that fit in a row whole and pads.
+      False keeps documents that fit in a row whole and pads. Conversations are
+      never cut: one that does not fit in a row is refused.
     add_bos: begin each document with the tokenizer's BOS.
     add_eos: end each document with the tokenizer's EOS.
     length_mix: shares of rows by document length; () takes documents as they
@@ -265,6 +276,17 @@ class DataConfig:
     )
     if self.recall.share > 0:
       check_recall_fits(self.recall, seq_len=self.seq_len)
+    if self.has_conversations:
+      _require(
+        self.recall.share == 0,
+        f'recall.share: got {self.recall.share} beside a source of '
+        'conversations, expected 0 (recall rows are filled with plain text)',
+      )
+
+  @property
+  def has_conversations(self) -> bool:
+    """Whether a source is of conversations."""
+    return any(source.kind == 'conversations' for source in self.sources)
 
 
 def check_recall_fits(recall: RecallConfig, *, seq_len: int) -> None:

@@ -19,7 +19,11 @@ RuleSetName = Literal[
   'decode_expert',
 ]
 StageKind = Literal[
-  'pretrain', 'context_extension', 'dense_warmup', 'sparse_training'
+  'pretrain',
+  'context_extension',
+  'dense_warmup',
+  'sparse_training',
+  'sft',
 ]
 
 
@@ -81,7 +85,8 @@ class StageConfig:
     optimizer: of the main model (unused while it is frozen).
     indexer_optimizer: of the indexers (unused in stages without indexer loss).
     selector: for sparse_training, which tokens attention reads; 'window' and
-      'random' are the controls, 'all' the dense control.
+      'random' are the controls, 'all' the dense control. For sft, 'indexer' or
+      'all'.
     index_topk: selected tokens; None keeps the model's.
     rope_scaling: YaRN from this stage on; None keeps what the start had.
     micro_batches: gradient accumulation over this many equal parts of a batch.
@@ -136,9 +141,16 @@ class StageConfig:
       value = getattr(self, name)
       _require(value >= 0, f'{name}: got {value}, expected 0 or more')
     _require(
-      self.selector == 'indexer' or self.kind == 'sparse_training',
+      self.selector == 'indexer'
+      or self.kind == 'sparse_training'
+      or (self.kind == 'sft' and self.selector == 'all'),
       f'selector: got {self.selector!r} in a {self.kind} stage, expected '
-      "'indexer' (only sparse_training has controls)",
+      "'indexer' (only sparse_training has controls, and sft the dense 'all')",
+    )
+    _require(
+      self.kind != 'sft' or self.data.has_conversations,
+      'data.sources: got no conversations in an sft stage, expected a source '
+      "of kind 'conversations' (else nothing tells prompts from replies)",
     )
     _require(
       self.kind != 'dense_warmup' or self.init_from is not None,
@@ -303,7 +315,7 @@ class RunConfig:
     stage, model = self.stages[name], self.stage_model(name)
     try:
       if stage.kind == 'dense_warmup' or (
-        stage.kind == 'sparse_training' and stage.selector == 'indexer'
+        stage.kind in ('sparse_training', 'sft') and stage.selector == 'indexer'
       ):
         model.require_indexer()
       _require(

@@ -24,6 +24,8 @@ class TokenCorpus:
     label: the source in words, for messages.
     pad_id: id for places without a document.
     fingerprint: hash of the documents, the tokenizer and the options.
+    is_target: which tokens are learnt, bool [number of tokens]; None for all.
+      Documents of such a corpus are never cut.
   """
 
   tokens: np.ndarray
@@ -32,6 +34,7 @@ class TokenCorpus:
   label: str
   pad_id: int
   fingerprint: str
+  is_target: np.ndarray | None = None
 
   @property
   def lengths(self) -> np.ndarray:

@@ -37,7 +37,8 @@ def held_out_batches(
     batch_size: B.
     num_batches: how many.
     one_document: rows are windows of one document, so that position t has t
-      tokens of context; False packs the documents as they come.
+      tokens of context; False packs the documents as they come. Conversations
+      are packed in any case.
 
   Raises:
     ValueError: if the held-out split is missing or has too few rows.
@@ -53,7 +54,7 @@ def held_out_batches(
   for corpus in corpora.held_out:
     rows: RowSource = (
       long_context.LongRows(corpus, seq_len=seq_len)
-      if one_document
+      if one_document and corpus.is_target is None
       else PackedRows(corpus, seq_len=seq_len)
     )
     parts.append(grain.MapDataset.source(ShuffledRows(rows, epochs=1)))

@@ -103,7 +103,7 @@ def length_mix_rows(
   Args:
     corpus: where tokens come from.
     mix: ranges of document lengths with their shares; () packs all documents
-      as they come.
+      as they come, and so are conversations packed with any mix.
     seq_len: T.
     seed: of the order of documents.
     split_documents: without a mix, cut documents at the ends of rows.
@@ -114,7 +114,7 @@ def length_mix_rows(
   Raises:
     ValueError: naming the range that no document falls in.
   """
-  if not mix:
+  if not mix or corpus.is_target is not None:
     rows = PackedRows(
       corpus, seq_len=seq_len, seed=seed, split_documents=split_documents
     )

@@ -30,18 +30,25 @@ class RowSource(Protocol):
     ...
 
 
-def make_row(pieces: Sequence[np.ndarray], *, seq_len: int, pad_id: int) -> Row:
+def make_row(
+  pieces: Sequence[np.ndarray],
+  *,
+  seq_len: int,
+  pad_id: int,
+  is_target: Sequence[np.ndarray] | None = None,
+) -> Row:
   """Builds a row from runs of tokens, one segment each.
 
   Args:
     pieces: at most `seq_len` + 1 tokens together; the rest is padding.
     seq_len: T.
     pad_id: token of the padding.
+    is_target: for each piece, which of its tokens are learnt; None for all.
 
   Returns:
     tokens, targets, segment_ids (1, 2, ...; 0 for padding), positions (from 0
     in each segment) int32 [T]; loss_weight float32 [T], 1 where the target is
-    the next token of the same piece.
+    the next token of the same piece and is learnt.
   """
   tokens = np.full(seq_len + 1, pad_id, np.int32)
   segment_ids = np.zeros(seq_len + 1, np.int32)
@@ -54,6 +61,9 @@ def make_row(pieces: Sequence[np.ndarray], *, seq_len: int, pad_id: int) -> Row:
     positions[start:end] = np.arange(end - start, dtype=np.int32)
     start = end
   same = (segment_ids[1:] == segment_ids[:-1]) & (segment_ids[:-1] > 0)
+  if is_target is not None:
+    learnt = np.concatenate(is_target)
+    same[: max(len(learnt) - 1, 0)] &= learnt[1:]
   return {
     'tokens': tokens[:-1],
     'targets': tokens[1:],
@@ -74,7 +84,8 @@ class PackedRows:
 
   Without it, documents longer than a row are cut into rows and remainders, and
   what fits in a row is never cut: best-fit decreasing (arXiv:2404.10830)
-  with padding at the ends.
+  with padding at the ends. A corpus of which only some tokens are learnt is
+  always packed so, and a document of it that is longer than a row is refused.
   """
 
   def __init__(
@@ -96,11 +107,15 @@ class PackedRows:
       documents: numbers of the documents to use; None for all.
 
     Raises:
-      ValueError: if no document has two tokens (a token and its target).
+      ValueError: if no document has two tokens (a token and its target), or one
+        that must not be cut does not fit in a row.
     """
     lengths = corpus.lengths
     if documents is None:
       documents = np.arange(len(lengths))
+    if corpus.is_target is not None:
+      split_documents = False
+      _check_fits(corpus, documents, seq_len=seq_len)
     self._documents = documents[lengths[documents] >= 2]
     if not len(self._documents):
       raise ValueError(
@@ -120,15 +135,26 @@ class PackedRows:
   def row(self, index: int, *, epoch: int) -> Row:
     """See `RowSource.row`."""
     self._plan(epoch)
+    is_target = None
     if self._split:
       pieces = self._window(index * self._seq_len)
     else:
       slots = self._order[self._bin_starts[index] : self._bin_starts[index + 1]]
-      pieces = [
-        self._corpus.tokens[self._piece_start[slot] :][: self._piece_len[slot]]
-        for slot in slots.tolist()
+      parts = [
+        slice(start, start + length)
+        for start, length in zip(
+          self._piece_start[slots], self._piece_len[slots], strict=True
+        )
       ]
-    return make_row(pieces, seq_len=self._seq_len, pad_id=self._corpus.pad_id)
+      pieces = [self._corpus.tokens[part] for part in parts]
+      if self._corpus.is_target is not None:
+        is_target = [self._corpus.is_target[part] for part in parts]
+    return make_row(
+      pieces,
+      seq_len=self._seq_len,
+      pad_id=self._corpus.pad_id,
+      is_target=is_target,
+    )
 
   def _plan(self, epoch: int) -> None:
     """Draws the order of an epoch (kept until another epoch is asked for)."""
@@ -190,6 +216,22 @@ class PackedRows:
     # _slots[i] is the place of the i-th longest piece in the rows, end to end.
     flat = np.concatenate([np.array(members) for members in bins])
     self._slots = np.argsort(flat)
+
+
+def _check_fits(
+  corpus: TokenCorpus, documents: np.ndarray, *, seq_len: int
+) -> None:
+  """Refuses documents that must not be cut and are longer than a row."""
+  lengths = corpus.lengths[documents]
+  too_long = np.flatnonzero(lengths > seq_len + 1)
+  if len(too_long):
+    worst = too_long[np.argmax(lengths[too_long])]
+    raise ValueError(
+      f'seq_len: got {seq_len}, expected at least {lengths[worst] - 1} for the '
+      f'{lengths[worst]} tokens of {corpus.names[documents[worst]]} of '
+      f'{corpus.label} ({len(too_long)} of {len(lengths)} are too long for a '
+      'row)'
+    )
 
 
 def best_fit_decreasing(

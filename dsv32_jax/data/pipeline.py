@@ -17,7 +17,7 @@ from dsv32_jax.config.data import (
   SourceConfig,
   TokenizerConfig,
 )
-from dsv32_jax.data import long_context, sources
+from dsv32_jax.data import conversations, long_context, sources
 from dsv32_jax.data.corpus import TokenCorpus, tokenize
 from dsv32_jax.data.packing import RowSource
 from dsv32_jax.data.row_order import EndlessRows, ProcessRows, ShuffledRows
@@ -53,27 +53,15 @@ def load_corpora(config: DataConfig, tokenizer: Tokenizer) -> Corpora:
   share the result.
 
   Raises:
-    ValueError: as `sources.load_documents`.
+    ValueError: as `sources.load_documents` and `conversations.load_corpus`.
   """
   splits: dict[sources.Split, list[TokenCorpus]] = {'train': [], 'held_out': []}
   for name, corpora in splits.items():
     if name == 'held_out' and config.held_out_fraction == 0:
       continue
-    for source in config.sources:
-      documents = sources.load_documents(
-        source,
-        split=name,
-        held_out_fraction=config.held_out_fraction,
-      )
-      corpora.append(
-        tokenize(
-          documents,
-          tokenizer,
-          add_bos=config.add_bos,
-          add_eos=config.add_eos,
-          cache_dir=config.tokenizer.cache_dir or None,
-        )
-      )
+    corpora += [
+      _load_corpus(source, config, tokenizer, name) for source in config.sources
+    ]
   weights = tuple(source.weight for source in config.sources)
   parts = [c.fingerprint for c in (*splits['train'], *splits['held_out'])]
   return Corpora(
@@ -82,6 +70,31 @@ def load_corpora(config: DataConfig, tokenizer: Tokenizer) -> Corpora:
     weights=weights,
     tokenizer=tokenizer,
     fingerprint=_hash(*parts, *map(str, weights)),
+  )
+
+
+def _load_corpus(
+  source: SourceConfig,
+  config: DataConfig,
+  tokenizer: Tokenizer,
+  split: sources.Split,
+) -> TokenCorpus:
+  if source.kind == 'conversations':
+    return conversations.load_corpus(
+      source,
+      tokenizer,
+      split=split,
+      held_out_fraction=config.held_out_fraction,
+    )
+  documents = sources.load_documents(
+    source, split=split, held_out_fraction=config.held_out_fraction
+  )
+  return tokenize(
+    documents,
+    tokenizer,
+    add_bos=config.add_bos,
+    add_eos=config.add_eos,
+    cache_dir=config.tokenizer.cache_dir or None,
   )
 
 

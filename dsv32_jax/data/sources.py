@@ -80,7 +80,7 @@ def load_documents(
       source that does not exist, cannot be read or holds no document, for text
       that is not UTF-8, for a bad JSONL line, or when the split is empty.
   """
-  label = _label(source)
+  label = label_of(source)
   paths: dict[str, str] = {}
   parts: dict[str, bytes] = {}
   if source.kind in ('copy', 'arithmetic'):
@@ -153,7 +153,28 @@ def _unit_hash(purpose: str, name: str) -> float:
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
-def _label(source: SourceConfig) -> str:
+def jsonl_lines(source: SourceConfig) -> list[tuple[str, bytes]]:
+  """The lines of a JSONL source with their names (file:line), none empty.
+
+  Args:
+    source: its `path`, `max_documents` and `max_bytes` count.
+
+  Raises:
+    ValueError: as `load_documents`, but lines are not looked into.
+  """
+  lines = (
+    (f'{file.name}:{number}', line)
+    for file in sorted(_given_files(source), key=lambda file: file.name)
+    for number, line in enumerate(
+      _read(file.path, skip_invalid=False).split(b'\n'), start=1
+    )
+    if line.strip()
+  )
+  return list(_limit_parts(lines, source).items())
+
+
+def label_of(source: SourceConfig) -> str:
+  """A source in words, for messages."""
   return f'source {source.kind} {source.path}'.rstrip()
 
 
@@ -208,7 +229,7 @@ def _given_files(source: SourceConfig) -> list[_File]:
   if os.path.isfile(path):
     return [_File(os.path.basename(path), path)]
   if os.path.isdir(path):
-    pattern = '*.jsonl' if source.kind == 'jsonl' else '*'
+    pattern = '*' if source.kind == 'text' else '*.jsonl'
     found = glob.glob(
       os.path.join(glob.escape(path), '**', pattern), recursive=True
     )
@@ -220,14 +241,14 @@ def _given_files(source: SourceConfig) -> list[_File]:
       root = os.path.dirname(root)
   else:
     raise ValueError(
-      f'{_label(source)}: does not exist, expected a file, a directory or a '
+      f'{label_of(source)}: does not exist, expected a file, a directory or a '
       'glob pattern'
     )
   files = [_File(_relative(p, root or '.'), p) for p in found]
   files = [file for file in files if os.path.isfile(file.path)]
   if not files:
     raise ValueError(
-      f'{_label(source)}: matches no file, expected at least one'
+      f'{label_of(source)}: matches no file, expected at least one'
     )
   return files
 

@@ -36,7 +36,13 @@ def make_tokenizer(config: DataConfig, *, vocab_size: int) -> Tokenizer:
         source, split='train', held_out_fraction=config.held_out_fraction
       )
       for source in config.sources
+      if source.kind != 'conversations'
     ]
+    if not loaded:
+      raise ValueError(
+        "tokenizer.kind: got 'bpe' with conversations alone, expected the "
+        "tokenizer of the model that they are for (kind 'hf' with its path)"
+      )
     tokenizer = library_tokenizer.cached_bpe(
       [text for documents in loaded for text in documents.texts],
       vocab_size=choice.vocab_size or vocab_size - config.recall.num_tokens,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from dsv32_jax.functional import precision
+from dsv32_jax.functional import recorded as recorded_lib
+from dsv32_jax.functional.recorded import Recorded
 
 SCORING_FUNCS = ('sigmoid', 'softmax')
 TOPK_METHODS = ('noaux_tc', 'group_limited_greedy', 'greedy')
@@ -30,12 +32,15 @@ class Routing:
     expert_index: int32 [..., A], distinct experts of a token, best first.
     gate: float32 [..., A], their weights, differentiable in the logits.
     scores: float32 [..., E], the unbiased scores of all experts.
+    mismatch: how recorded experts differ from those that the scores would
+      choose now, if any are given.
   """
 
   # Any, as jax rebuilds pytrees with shapes, specs or stacked arrays inside.
   expert_index: Any
   gate: Any
   scores: Any
+  mismatch: Any = None
 
 
 def route(
@@ -49,6 +54,8 @@ def route(
   norm_topk_prob: bool = True,
   scoring_func: str = 'sigmoid',
   topk_method: str = 'noaux_tc',
+  recorded: Recorded | None = None,
+  valid: Bool[Array, '*batch'] | None = None,
 ) -> Routing:
   """Chooses the experts of every token and weighs them.
 
@@ -69,6 +76,10 @@ def route(
     topk_method: 'noaux_tc' (groups by the sum of their two best biased
       scores), 'group_limited_greedy' (groups by their best score) or 'greedy'
       (no groups).
+    recorded: experts that were chosen before. They replace the choice, bias and
+      groups included; the weights follow the current scores (spec 2.4).
+    valid: False for padding, whose record does not count; needed with
+      `recorded`.
 
   Raises:
     ValueError: an unknown name, sizes that do not fit each other, or a bias
@@ -102,13 +113,21 @@ def route(
       num_counted=2 if topk_method == 'noaux_tc' else 1,
     )
   expert_index = top_experts(choice, k=num_experts_per_tok)
+  mismatch = None
+  if recorded is not None:
+    assert valid is not None
+    expert_index, mismatch = recorded_lib.replayed(
+      expert_index, recorded, valid
+    )
   gate = gates(
     scores,
     expert_index,
     routed_scaling_factor=routed_scaling_factor,
     norm_topk_prob=norm_topk_prob,
   )
-  return Routing(expert_index=expert_index, gate=gate, scores=scores)
+  return Routing(
+    expert_index=expert_index, gate=gate, scores=scores, mismatch=mismatch
+  )
 
 
 def top_experts(

@@ -24,6 +24,7 @@ import pallas_kernels
 from dsv32_jax.config.model import AttentionMode, ModelConfig
 from dsv32_jax.functional import attention as attention_fn
 from dsv32_jax.functional import latent_cache
+from dsv32_jax.functional import recorded as recorded_lib
 from dsv32_jax.modules import mla, remat, selectors
 from dsv32_jax.modules.mla import MLAWeights
 from dsv32_jax.modules.rope import softmax_scale
@@ -71,6 +72,7 @@ class Queries:
     number_BT: number of the query among all of the batch, in natural order;
       needed by the random selector only, else None.
     context: of these queries.
+    recorded: keys that were selected before, or None.
   """
 
   q_in_BTQ: Any
@@ -78,6 +80,7 @@ class Queries:
   w_index_BTJ: Any
   number_BT: Any
   context: AttentionContext
+  recorded: recorded_lib.Recorded | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -212,6 +215,7 @@ class AttentionCore:
       jnp.sum(chunks.indexer_kl),
       jnp.sum(chunks.num_pairs),
       join(chunks.indices_BTK) if self.mode.record else None,
+      jax.tree.map(jnp.sum, chunks.mismatch),
     )
 
   def _rematted(self, step: Callable) -> Callable:
@@ -226,10 +230,10 @@ class AttentionCore:
     keys: Keys,
     key: Array | None,
   ) -> Attended:
-    context, indices_BTK = queries.context, None
+    context, indices_BTK, mismatch = queries.context, None, None
     if self.mode.is_sparse:
       with jax.named_scope('token_selection'):
-        indices_BTK = self._select(weights, queries, keys, key)
+        indices_BTK, mismatch = self._selected(weights, queries, keys, key)
         indices_BTK = checkpoint_name(indices_BTK, 'selected_indices')
     with jax.named_scope('attention'):
       u_BTD, indexer_kl = self._attend_to(weights, queries, keys, indices_BTK)
@@ -238,7 +242,25 @@ class AttentionCore:
     else:
       pairs_BT = jnp.sum(indices_BTK >= 0, axis=-1)
     num_pairs = jnp.sum(pairs_BT.astype(jnp.float32))
-    return Attended(u_BTD, indexer_kl, num_pairs, indices_BTK)
+    return Attended(u_BTD, indexer_kl, num_pairs, indices_BTK, mismatch)
+
+  def _selected(
+    self,
+    weights: MLAWeights,
+    queries: Queries,
+    keys: Keys,
+    key: Array | None,
+  ) -> tuple[Int[Array, 'B T K'], recorded_lib.Mismatch | None]:
+    """The keys to attend to: the selector's, or those of a record."""
+    recorded, own_BTK = queries.recorded, None
+    if recorded is None:
+      return self._select(weights, queries, keys, key), None
+    if recorded.needs_own:
+      own_BTK = self._select(weights, queries, keys, key)
+    context = queries.context
+    return recorded_lib.replayed(
+      own_BTK, recorded, context.key_end_BT > context.key_start_BT
+    )
 
   def _select(
     self,

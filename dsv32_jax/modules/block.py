@@ -18,6 +18,7 @@ from dsv32_jax.modules.dsa import DeepSeekSparseAttention
 from dsv32_jax.modules.feed_forward import SwiGLU
 from dsv32_jax.modules.moe import MoE
 from dsv32_jax.modules.norms import RMSNorm
+from dsv32_jax.modules.replay import Replay
 from dsv32_jax.sharding import axes
 from dsv32_jax.sharding.parallel import constrain
 
@@ -50,12 +51,19 @@ class Block(nn.Module):
     h_BTD: Float[Array, 'B T D'],
     context: AttentionContext,
     cache: LatentCache | None = None,
+    replay: Replay | None = None,
   ) -> tuple[Float[Array, 'B T D'], BlockAux]:
     cfg = self.cfg
+    replay = replay or Replay()
     D, eps = cfg.hidden_size, cfg.rms_norm_eps
     u_BTD, attention_aux = DeepSeekSparseAttention(
       cfg, self.mode, name='attention'
-    )(RMSNorm(D, eps, name='attention_norm')(h_BTD), context, cache)
+    )(
+      RMSNorm(D, eps, name='attention_norm')(h_BTD),
+      context,
+      cache,
+      replay.selected,
+    )
     h_BTD = constrain(h_BTD + u_BTD, axes.BATCH, axes.SEQUENCE, None)
     x_BTD = RMSNorm(D, eps, name='ffn_norm')(h_BTD)
     moe_aux = None
@@ -63,7 +71,7 @@ class Block(nn.Module):
       if self.use_moe:
         valid_BT = context.key_end_BT > context.key_start_BT
         y_BTD, moe_aux = MoE(cfg, record=self.mode.record, name='moe')(
-          x_BTD, valid_BT
+          x_BTD, valid_BT, replay.experts
         )
       else:
         y_BTD = SwiGLU(cfg, cfg.intermediate_size, name='ffn')(x_BTD)
@@ -108,8 +116,15 @@ class Stack(nn.Module):
     h_BTD: Float[Array, 'B T D'],
     context: AttentionContext,
     caches: tuple[LatentCache, ...] | None = None,
+    replay: Replay | None = None,
   ) -> tuple[Float[Array, 'B T D'], list[BlockAux] | BlockAux]:
     """Applies the blocks.
+
+    Args:
+      h_BTD: the first one's input.
+      context: for all of them.
+      caches: one a block.
+      replay: records with a leading dim of blocks.
 
     Returns:
       The hidden states and the blocks' reports: a list of them if unrolled,
@@ -121,7 +136,10 @@ class Stack(nn.Module):
       reports = []
       for layer in range(self.num_layers):
         h_BTD, aux = block(cfg, self.mode, self.use_moe, name=f'layer_{layer}')(
-          h_BTD, context, None if caches is None else caches[layer]
+          h_BTD,
+          context,
+          None if caches is None else caches[layer],
+          None if replay is None else replay.of_layer(layer),
         )
         reports.append(aux)
       return h_BTD, reports
@@ -129,8 +147,11 @@ class Stack(nn.Module):
       block,
       variable_axes={'params': 0, 'router_bias': 0},
       split_rngs={'params': True, 'selection': True},
-      in_axes=nn.broadcast,
+      # Context and caches (none here) for all, records for each.
+      in_axes=(nn.broadcast, nn.broadcast, 0),
       length=self.num_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    return scanned(cfg, self.mode, self.use_moe, name='layers')(h_BTD, context)
+    return scanned(cfg, self.mode, self.use_moe, name='layers')(
+      h_BTD, context, None, replay
+    )

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dsv32_jax.config.model import AttentionMode, ModelConfig
 from dsv32_jax.functional import latent_cache
+from dsv32_jax.functional.recorded import Recorded
 from dsv32_jax.modules import mla as mla_fn
 from dsv32_jax.modules import remat
 from dsv32_jax.modules.attention_core import (
@@ -63,6 +64,7 @@ class AttentionAux:
     trace: operands for diagnostics, if asked for.
     cache: the longer cache, if one was given.
     selected_BTK: the selected set, if the mode records.
+    mismatch: own selections against recorded ones, if these were given.
   """
 
   indexer_kl: Any
@@ -70,6 +72,7 @@ class AttentionAux:
   trace: Any = None
   cache: Any = None
   selected_BTK: Any = None
+  mismatch: Any = None
 
 
 class DeepSeekSparseAttention(nn.Module):
@@ -92,6 +95,7 @@ class DeepSeekSparseAttention(nn.Module):
     x_BTD: Float[Array, 'B T D'],
     context: AttentionContext,
     cache: latent_cache.LatentCache | None = None,
+    recorded: Recorded | None = None,
   ) -> tuple[Float[Array, 'B T D'], AttentionAux]:
     """Attends; see `AttentionMode` for what the mode decides.
 
@@ -99,6 +103,7 @@ class DeepSeekSparseAttention(nn.Module):
       x_BTD: normed block input.
       context: positions and valid keys.
       cache: this layer's cache; new tokens are appended and attended to.
+      recorded: keys to take, or to compare with; for a mode that selects.
 
     Returns:
       The attention output and `AttentionAux`.
@@ -149,6 +154,7 @@ class DeepSeekSparseAttention(nn.Module):
       q_index_BTJI=None if index is None else index.q_index_BTJI,
       w_index_BTJ=None if index is None else index.w_index_BTJ,
       number_BT=_numbers(context) if is_random else None,
+      recorded=recorded,
       context=dataclasses.replace(context, cache_length_B=None, pages_BN=None),
     )
     weights = mla.weights()
@@ -184,6 +190,7 @@ class DeepSeekSparseAttention(nn.Module):
       trace=trace,
       cache=cache,
       selected_BTK=attended.indices_BTK if mode.record else None,
+      mismatch=attended.mismatch,
     )
 
 

@@ -19,6 +19,7 @@ import pallas_kernels
 from dsv32_jax.config.model import ModelConfig
 from dsv32_jax.functional import expert_dispatch, precision, routing
 from dsv32_jax.functional.expert_exchange import Exchange
+from dsv32_jax.functional.recorded import Recorded
 from dsv32_jax.losses import load_balance
 from dsv32_jax.modules.feed_forward import SwiGLU, swiglu
 from dsv32_jax.modules.weights import weight
@@ -38,11 +39,13 @@ class MoEAux:
     expert_load_E: tokens each expert received, padding not counted.
     balance_loss: alpha times the sequence-wise balance loss, float32.
     expert_index_BTA: the experts of each token, best first, if asked for.
+    mismatch: own choices against recorded ones, if these were given.
   """
 
   expert_load_E: Any
   balance_loss: Any
   expert_index_BTA: Any = None
+  mismatch: Any = None
 
 
 class Router(nn.Module):
@@ -51,7 +54,12 @@ class Router(nn.Module):
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self, x_BTD: Float[Array, 'B T D']) -> routing.Routing:
+  def __call__(
+    self,
+    x_BTD: Float[Array, 'B T D'],
+    valid_BT: Bool[Array, 'B T'],
+    recorded: Recorded | None = None,
+  ) -> routing.Routing:
     cfg = self.cfg
     E = cfg.n_routed_experts
     wide = precision.accumulator(cfg.precision.param)
@@ -84,6 +92,8 @@ class Router(nn.Module):
       norm_topk_prob=cfg.norm_topk_prob,
       scoring_func=cfg.scoring_func,
       topk_method=cfg.topk_method,
+      recorded=recorded,
+      valid=valid_BT,
     )
 
 
@@ -161,7 +171,10 @@ class MoE(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], valid_BT: Bool[Array, 'B T']
+    self,
+    x_BTD: Float[Array, 'B T D'],
+    valid_BT: Bool[Array, 'B T'],
+    recorded: Recorded | None = None,
   ) -> tuple[Float[Array, 'B T D'], MoEAux]:
     """Applies the layer.
 
@@ -169,6 +182,7 @@ class MoE(nn.Module):
       x_BTD: normed block input.
       valid_BT: false for padding, which is routed like any token but counts
         neither for the load nor for the balance loss.
+      recorded: experts to take, or to compare with.
 
     Returns:
       The output in the input's dtype, and `MoEAux`, of the whole batch however
@@ -176,7 +190,7 @@ class MoE(nn.Module):
     """
     cfg = self.cfg
     with jax.named_scope('router'):
-      route = Router(cfg, name='router')(x_BTD)
+      route = Router(cfg, name='router')(x_BTD, valid_BT, recorded)
     # Nothing orders these two, so that the compiler may compute the shared
     # experts while tokens travel.
     with jax.named_scope('routed_experts'):
@@ -199,4 +213,5 @@ class MoE(nn.Module):
       expert_load_E=load_E,
       balance_loss=balance,
       expert_index_BTA=route.expert_index if self.record else None,
+      mismatch=route.mismatch,
     )

@@ -17,10 +17,12 @@ from jaxtyping import Array, Float, Int
 from dsv32_jax.config.model import SPARSE, AttentionMode, ModelConfig
 from dsv32_jax.functional import masking
 from dsv32_jax.functional.latent_cache import LatentCache
+from dsv32_jax.modules import replay as replay_lib
 from dsv32_jax.modules.attention_core import AttentionContext
 from dsv32_jax.modules.block import BlockAux, Stack
 from dsv32_jax.modules.mtp import MultiTokenPrediction
 from dsv32_jax.modules.norms import RMSNorm
+from dsv32_jax.modules.replay import Replay
 from dsv32_jax.modules.weights import weight
 from dsv32_jax.sharding import axes, embedding_region
 from dsv32_jax.sharding.parallel import constrain
@@ -46,6 +48,9 @@ class ModelOutput:
     caches: the longer caches, if caches were given.
     expert_index_LBTA: chosen experts of each MoE layer, if the mode records.
     selected_LBTK: selected keys of each layer, if the mode records.
+    routing_mismatch_L: a `Mismatch` of each MoE layer's own choices and the
+      replayed ones, or None.
+    selection_mismatch_L: likewise of each layer's selections.
   """
 
   logits_BTV: Any
@@ -59,6 +64,8 @@ class ModelOutput:
   caches: Any = None
   expert_index_LBTA: Any = None
   selected_LBTK: Any = None
+  routing_mismatch_L: Any = None
+  selection_mismatch_L: Any = None
 
 
 class DeepSeekV32(nn.Module):
@@ -96,6 +103,7 @@ class DeepSeekV32(nn.Module):
     sequence_shards: int = 1,
     key_range_BT: tuple[Int[Array, 'B T'], Int[Array, 'B T']] | None = None,
     next_tokens_BT: Int[Array, 'B T'] | None = None,
+    replay: Replay | None = None,
   ) -> ModelOutput:
     """Runs the model.
 
@@ -121,16 +129,26 @@ class DeepSeekV32(nn.Module):
         `segment_ids_BT`.
       next_tokens_BT: the token after each one, for MTP; None reads it from
         `tokens_BT`.
+      replay: recorded experts and selections of the main layers, in the order
+        of the tokens, to take or to compare with; the MTP module chooses for
+        itself.
 
     Returns:
       A `ModelOutput`.
 
     Raises:
       ValueError: for a mode that needs an indexer on a model without a q
-        latent, for caches on a scanned model, and in zigzag order for what
-        cannot be told from the tokens and is missing.
+        latent, for caches on a scanned model, in zigzag order for what cannot
+        be told from the tokens and is missing, and for records that do not fit
+        the model and the tokens, or come with caches.
     """
     cfg = self.cfg
+    if replay is not None:
+      if caches is not None:
+        raise ValueError(
+          'replay: got records with caches, expected whole sequences'
+        )
+      replay.check(cfg, attention, *tokens_BT.shape)
     compute_mtp = compute_mtp and cfg.num_nextn_predict_layers > 0
     if caches is not None and cfg.scan_layers:
       raise ValueError(
@@ -175,8 +193,9 @@ class DeepSeekV32(nn.Module):
     ):
       if num_layers:
         own = None if caches is None else caches[first : first + num_layers]
+        records = replay and replay.of_layers(first, num_layers, num_dense)
         h_BTD, aux = Stack(cfg, attention, use_moe, num_layers, name=name)(
-          h_BTD, context, own
+          h_BTD, context, own, records
         )
         reports += _with_layer_axis(aux)
     h_BTD = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, name='final_norm')(h_BTD)
@@ -224,6 +243,12 @@ class DeepSeekV32(nn.Module):
         reports, lambda r: r.moe and r.moe.expert_index_BTA
       ),
       selected_LBTK=_recorded(reports, lambda r: r.attention.selected_BTK),
+      routing_mismatch_L=replay_lib.stacked(
+        r.moe and r.moe.mismatch for r in reports
+      ),
+      selection_mismatch_L=replay_lib.stacked(
+        r.attention.mismatch for r in reports
+      ),
     )
 
 

@@ -65,12 +65,14 @@ class Attended:
     indexer_kl: sum of the queries' weighted KL, float32.
     num_pairs: (query, key) pairs attended to, float32.
     indices_BTK: the selected sets, or None.
+    mismatch: counts of where own and recorded selections differ, or None.
   """
 
   u_BTD: Any
   indexer_kl: Any
   num_pairs: Any
   indices_BTK: Any = None
+  mismatch: Any = None
 
 
 def attend(
@@ -146,6 +148,9 @@ def attend(
       u_BTD=_sum(result.u_BTD, layout.heads),
       indexer_kl=_sum(result.indexer_kl, layout.rows + layout.sequence),
       num_pairs=_sum(result.num_pairs, layout.rows + layout.sequence),
+      mismatch=jax.tree.map(
+        lambda x: _sum(x, layout.rows + layout.sequence), result.mismatch
+      ),
     )
 
   if policy is not None:
@@ -164,7 +169,7 @@ def attend(
     member,
     mesh=parallel.mesh,
     in_specs=(specs, own, rows if whole_keys else own, whole),
-    out_specs=Attended(own, whole, whole, own),
+    out_specs=Attended(own, whole, whole, own, whole),
     check_vma=False,
   )(weights, queries, keys, key)
 

@@ -3,6 +3,7 @@
 A work directory belongs to one configuration:
 
     config.json                  resolved config, versions, git state
+    demonstrations/              data that was written for the run, before it
     tokenizer/                   what made the token ids
     stages/<name>/checkpoints/   sealed training states
     stages/<name>/metrics.jsonl  one line a step
@@ -45,6 +46,7 @@ Observe = Callable[[DeepSeekV32, AttentionMode, StageConfig, data.Corpora], Any]
 
 # Changing these changes neither a parameter nor what is done already.
 _FREE = ('order', 'evaluation', 'checkpoint', 'mesh')
+DEMONSTRATIONS = 'demonstrations'
 
 
 class Run:
@@ -365,7 +367,8 @@ def check_claim(config: RunConfig, workdir: pathlib.Path) -> None:
   """
   path = workdir / 'config.json'
   if not path.exists():
-    if workdir.exists() and any(workdir.iterdir()):
+    known = {DEMONSTRATIONS}
+    if workdir.exists() and {p.name for p in workdir.iterdir()} - known:
       raise ValueError(
         f'workdir: {workdir} holds files that are not of a run (no '
         'config.json), expected an empty or new directory'

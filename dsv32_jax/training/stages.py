@@ -1,8 +1,9 @@
-"""The stages of continued training, as values.
+"""The stages of continued training and of SFT, as values.
 
 A stage is which tokens are attended to, which losses are taken and which
 parameters move. Sources: V3 report section 4 (pretrain, context extension);
-arXiv:2512.02556 section 2.1 (dense warm-up, sparse training); spec section 5.
+arXiv:2512.02556 section 2.1 (dense warm-up, sparse training) and section 3
+(post-training attends as sparse training does); spec section 5.
 """
 
 import dataclasses
@@ -83,7 +84,10 @@ def build(config: StageConfig, model: ModelConfig) -> Stage:
         router_bias_update_rate=0.0,
         **common,
       )
-    case 'sparse_training':
+    case 'sparse_training' | 'sft':
+      # Post-training keeps to the sparse stage: the main model learns from its
+      # task's loss alone, the indexers from their KL. What differs in SFT is
+      # the data, whose loss weights leave out what the model does not write.
       if config.selector == 'all':
         # The dense control: same steps, same batches, no indexer.
         return Stage(

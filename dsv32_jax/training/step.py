@@ -177,14 +177,14 @@ def make_train_step(
     trainable, frozen = optimizer.split(state.params, stage)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     trainable: Any = optax.apply_updates(trainable, updates)
-    metrics.update(_group_norms(grads))
+    metrics.update(group_norms(grads))
     start_BT, end_BT = masking.key_ranges(batch.segment_ids_BT)
     metrics['causal_pairs'] = jnp.sum((end_BT - start_BT).astype(jnp.float32))
     metrics['num_tokens'] = jnp.float32(batch.tokens_BT.size)
     new_state = TrainState(
       step=state.step + 1,
       params=optimizer.join(trainable, frozen),
-      router_bias=_updated_bias(state.router_bias, metrics, stage),
+      router_bias=updated_bias(state.router_bias, metrics, stage),
       opt_state=opt_state,
     )
     return new_state, metrics
@@ -202,7 +202,7 @@ def _micro_batches(count: int, x: Array) -> Array:
   return parallel_lib.constrain(parts, None, axes.BATCH, axes.SEQUENCE)
 
 
-def _group_norms(grads: Any) -> Metrics:
+def group_norms(grads: Any) -> Metrics:
   """Global gradient norm of each group, before clipping."""
   groups: dict[str, list[Array]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
@@ -213,7 +213,7 @@ def _group_norms(grads: Any) -> Metrics:
   }
 
 
-def _updated_bias(router_bias: Any, metrics: Metrics, stage: Stage) -> Any:
+def updated_bias(router_bias: Any, metrics: Metrics, stage: Stage) -> Any:
   """One auxiliary-loss-free step of every MoE layer's selection bias.
 
   The load has one row a MoE layer in the order main stack, MTP; the biases are

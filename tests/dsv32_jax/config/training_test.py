@@ -94,6 +94,7 @@ def test_optimizer_impossible_values_are_refused(field, value, expected):
       '0 or more',
     ),
     ({'selector': 'window'}, 'selector', "'window'", "'indexer'"),
+    ({'kind': 'sft'}, 'data.sources', 'no conversations', "'conversations'"),
     ({'kind': 'dense_warmup'}, 'init_from', 'None', 'a trained checkpoint'),
     (
       {'keep_optimizer_state': True},

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from dsv32_jax.config.data import DataConfig
+from dsv32_jax.config.data import DataConfig, SourceConfig
 from dsv32_jax.config.model import DENSE, DENSE_WARMUP, SPARSE_TRAINING
 from dsv32_jax.config.training import StageConfig
 from dsv32_jax.training import stages
@@ -11,12 +11,17 @@ from tests.support import tiny_configs
 CFG = tiny_configs.config(num_nextn_predict_layers=1)
 
 
+CONVERSATIONS = DataConfig(
+  sources=(SourceConfig(kind='conversations', path='some.jsonl'),)
+)
+
+
 def _build(kind, cfg=CFG, **changes):
   init_from = None if kind == 'pretrain' else 'somewhere'
   config = StageConfig(
     kind=kind,
     steps=3,
-    data=DataConfig(),
+    data=CONVERSATIONS if kind == 'sft' else DataConfig(),
     init_from=init_from,
     mtp_loss_weight=0.3,
     indexer_kl_coefficient=0.7,
@@ -68,6 +73,14 @@ def test_stage_controls_train_the_main_model_without_an_indexer_loss(selector):
   same = {'attention': DENSE, 'trainable': (), 'indexer_kl_coefficient': 0.0}
   assert dataclasses.replace(stage, **same) == dataclasses.replace(
     _build('sparse_training'), **same
+  )
+
+
+@pytest.mark.parametrize('selector', ['indexer', 'all'])
+def test_stage_sft_trains_as_sparse_training_does(selector):
+  """Post-training attends and detaches in the manner of the sparse stage."""
+  assert _build('sft', selector=selector) == _build(
+    'sparse_training', selector=selector
   )
 
 

@@ -1,0 +1,735 @@
+"""Configuration of reinforcement learning: rollouts, rewards, objective, loop.
+
+Source: arXiv:2512.02556, section 3 ("scalable RL protocol", eq. 5-9, and mixed
+RL). The paper gives no number for any of these; where a default has a source it
+is named.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+from dsv32_jax.config.model import ModelConfig, check_types
+from dsv32_jax.config.training import (
+  CheckpointConfig,
+  EvaluationConfig,
+  MeshConfig,
+  OptimizerConfig,
+  RunConfig,
+  StageConfig,
+)
+
+Mode = Literal['thinking', 'chat']
+DEMONSTRATIONS = 'demonstrations:'
+# Tokens of a nucleus that are recorded at most (as in other code bases).
+_MOST_KEPT = 512
+SamplerPrecision = Literal['same', 'float32', 'bfloat16', 'fp8']
+
+
+def _require(condition: bool, message: str) -> None:
+  if not condition:
+    raise ValueError(message)
+
+
+def _check_at_least(config: Any, least: int | float, *names: str) -> None:
+  for name in names:
+    value = getattr(config, name)
+    _require(
+      value is None or value >= least,
+      f'{name}: got {value}, expected at least {least}',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+  """The objective (eq. 5-9); every stabiliser has its own switch.
+
+  Attributes:
+    clip_epsilon: the ratio is clipped to 1 -+ this (R1: 10, so that it rarely
+      binds; most public code: 0.2).
+    kl_strength: beta of domains that `domain_kl_strength` does not name (R1:
+      1e-3).
+    domain_kl_strength: beta of a domain; "mathematics works with a weak KL
+      penalty or none".
+    unbiased_kl: correct the KL estimate by the differentiated ratio (eq. 7);
+      False is plain K3.
+    off_policy_sequence_mask: leave responses of negative advantage that the
+      policy has moved away from out of the policy term (eq. 8-9).
+    mask_delta: mean log-ratio of sampler to policy above which such a response
+      is left out.
+    keep_routing: replay the experts that were chosen while sampling.
+    keep_sampling_mask: normalise over the token sets that were sampled from.
+    keep_selection: replay the keys that the indexer selected while sampling.
+    kl_over: the KL term's log-probabilities over the 'kept' sets or over the
+      whole 'vocabulary'. Without keep_sampling_mask it is the vocabulary.
+    divide_by_std: divide advantages by the group's standard deviation, as the
+      first GRPO did; V3.2 does not.
+    indexer: 'learns' by its KL on the selected set, or is 'frozen'.
+    indexer_kl_coefficient: weight of that KL.
+    router_bias_update_rate: gamma of the auxiliary-loss-free balancing; 0
+      freezes the router's biases.
+  """
+
+  clip_epsilon: float = 0.2
+  kl_strength: float = 1e-3
+  domain_kl_strength: dict[str, float] = dataclasses.field(default_factory=dict)
+  unbiased_kl: bool = True
+  off_policy_sequence_mask: bool = True
+  mask_delta: float = 0.1
+  keep_routing: bool = True
+  keep_sampling_mask: bool = True
+  keep_selection: bool = True
+  kl_over: Literal['kept', 'vocabulary'] = 'kept'
+  divide_by_std: bool = False
+  indexer: Literal['learns', 'frozen'] = 'learns'
+  indexer_kl_coefficient: float = 1.0
+  router_bias_update_rate: float = 0.0
+
+  def __post_init__(self):
+    check_types(self)
+    _require(
+      self.clip_epsilon > 0,
+      f'clip_epsilon: got {self.clip_epsilon}, expected a positive number',
+    )
+    _check_at_least(
+      self,
+      0,
+      'kl_strength',
+      'indexer_kl_coefficient',
+      'router_bias_update_rate',
+    )
+    for domain, value in self.domain_kl_strength.items():
+      _require(
+        isinstance(value, (int, float)) and value >= 0,
+        f'domain_kl_strength.{domain}: got {value!r}, expected 0 or more',
+      )
+
+  def kl_strength_of(self, domain: str) -> float:
+    """Beta of a domain."""
+    return self.domain_kl_strength.get(domain, self.kl_strength)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+  """How responses are sampled.
+
+  Attributes:
+    prompts_per_batch: different prompts a rollout batch (R1: 32 a step).
+    group_size: G, responses a prompt (R1: 16).
+    temperature: of the draws (R1: 1.0, in its second stage 0.7).
+    top_p: nucleus that tokens are drawn from.
+    top_k: most tokens of that nucleus; bounds what is recorded of it.
+    max_new_tokens: longest response; a domain may have its own.
+    precision: of the sampler's weights and arithmetic; 'same' as the trainer's.
+    staleness: rollouts are drawn with the weights of so many rollout batches
+      ago, as when sampling runs beside training.
+    chunk_prompts: prompts that are rolled out and sealed on disk together; 0
+      takes the whole batch. What is sealed survives a crash.
+    max_batch: responses that are sampled at a time.
+    decode_steps: steps between two looks of the host.
+    prefill_chunk: tokens of a prompt that are run at a time.
+    prefill_rows: prompts that are run at a time.
+    page_size: tokens a page of the caches holds.
+    release_caches: give the caches' memory back while training, for both on the
+      same devices.
+    latent_format: of cached latent rows: 'compute' or 'fp8'.
+    index_format: of cached indexer keys: 'compute' or 'fp8'.
+  """
+
+  prompts_per_batch: int = 32
+  group_size: int = 16
+  temperature: float = 1.0
+  top_p: float = 1.0
+  top_k: int | None = None
+  max_new_tokens: int = 1024
+  precision: SamplerPrecision = 'same'
+  staleness: int = 0
+  chunk_prompts: int = 0
+  max_batch: int = 64
+  decode_steps: int = 8
+  prefill_chunk: int = 512
+  prefill_rows: int = 64
+  page_size: int = 64
+  release_caches: bool = False
+  latent_format: Literal['compute', 'fp8'] = 'compute'
+  index_format: Literal['compute', 'fp8'] = 'compute'
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(
+      self,
+      1,
+      'prompts_per_batch',
+      'top_k',
+      'max_new_tokens',
+      'max_batch',
+      'decode_steps',
+      'prefill_chunk',
+      'prefill_rows',
+      'page_size',
+    )
+    _check_at_least(self, 0, 'staleness', 'chunk_prompts')
+    _require(
+      self.group_size >= 2,
+      f'group_size: got {self.group_size}, expected at least 2 (an advantage '
+      'is relative to the group)',
+    )
+    _require(
+      self.temperature > 0,
+      f'temperature: got {self.temperature}, expected a positive number '
+      '(greedy responses of a group are all equal)',
+    )
+    _require(
+      0 < self.top_p <= 1,
+      f'top_p: got {self.top_p}, expected 0 < top_p <= 1',
+    )
+    _require(
+      self.chunk_prompts == 0
+      or self.prompts_per_batch % self.chunk_prompts == 0,
+      f'chunk_prompts: got {self.chunk_prompts}, expected 0 or a divisor of '
+      f'prompts_per_batch {self.prompts_per_batch}',
+    )
+
+  def truncates_too_widely(self, vocab_size: int) -> bool:
+    """Whether a nucleus may hold more tokens than can be recorded."""
+    most = vocab_size if self.top_k is None else self.top_k
+    return self.truncates and most > _MOST_KEPT
+
+  @property
+  def truncates(self) -> bool:
+    """Whether tokens are drawn from less than the whole vocabulary."""
+    return self.top_p < 1 or self.top_k is not None
+
+  @property
+  def responses_per_batch(self) -> int:
+    return self.prompts_per_batch * self.group_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DomainReward:
+  """What a response of a domain earns.
+
+  R = outcome_weight R_outcome + format_weight R_format
+      + language_weight R_language - length_penalty P_length,
+  with P_length = clip((L - (max_length - length_buffer)) / length_buffer, 0, 1)
+  for a response of L tokens.
+
+  Attributes:
+    outcome_weight: of the verifier's or judge's outcome.
+    threshold: a verifier's score of at least this is outcome 1, else 0; 0 takes
+      the score as it is (rubrics do).
+    format_weight: of a response that parses and is ended.
+    language_weight: of the share of words in the target language.
+    language: the target language.
+    length_penalty: lambda; the Speciale variant has a smaller one.
+    length_buffer: L_buf, tokens over which the penalty rises; 0 has no penalty
+      but at the end.
+    max_length: L_max; None takes the longest response that is sampled.
+  """
+
+  outcome_weight: float = 1.0
+  threshold: float = 1.0
+  format_weight: float = 0.0
+  language_weight: float = 0.0
+  language: str = 'en'
+  length_penalty: float = 0.0
+  length_buffer: int = 0
+  max_length: int | None = None
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(
+      self,
+      0,
+      'outcome_weight',
+      'format_weight',
+      'language_weight',
+      'length_penalty',
+      'length_buffer',
+    )
+    _check_at_least(self, 1, 'max_length')
+    _require(
+      0 <= self.threshold <= 1,
+      f'threshold: got {self.threshold}, expected 0 to 1',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+  """Who scores the criteria of a rubric.
+
+  Attributes:
+    kind: 'programmatic' checks are embedded; 'openai' asks an OpenAI-compatible
+      endpoint.
+    base_url: of the endpoint.
+    model: its name there.
+    samples: judgements a response, averaged.
+    timeout_s: of one judgement.
+    max_tokens: of one judgement.
+    parallel: judgements that are waited for at a time.
+    api_key_variable: environment variable that holds the endpoint's key; empty
+      sends none.
+  """
+
+  kind: Literal['programmatic', 'openai'] = 'programmatic'
+  base_url: str = ''
+  model: str = ''
+  samples: int = 1
+  timeout_s: float = 60.0
+  max_tokens: int = 1024
+  parallel: int = 8
+  api_key_variable: str = ''
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(self, 1, 'samples', 'max_tokens', 'parallel')
+    _require(
+      self.timeout_s > 0,
+      f'timeout_s: got {self.timeout_s}, expected a positive number',
+    )
+    _require(
+      bool(self.base_url) == (self.kind == 'openai'),
+      f'base_url: got {self.base_url!r} for kind {self.kind!r}, expected a URL '
+      "for 'openai' only",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+  """Rewards of all domains, and how they are computed.
+
+  Attributes:
+    default: of domains that `domains` does not name.
+    domains: by 'domain', or by 'domain/mode' where a mode differs.
+    workers: processes that score; 0 scores in this one.
+    timeout_s: a scorer that takes longer costs its sample.
+    judge: of problems with a rubric.
+  """
+
+  default: DomainReward = dataclasses.field(default_factory=DomainReward)
+  domains: dict[str, DomainReward] = dataclasses.field(default_factory=dict)
+  workers: int = 1
+  timeout_s: float = 10.0
+  judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(self, 0, 'workers')
+    _require(
+      self.timeout_s > 0,
+      f'timeout_s: got {self.timeout_s}, expected a positive number',
+    )
+    for name, value in self.domains.items():
+      _require(
+        isinstance(value, DomainReward),
+        f'domains.{name}: got {value!r}, expected a DomainReward',
+      )
+
+  def of(self, domain: str, mode: str) -> DomainReward:
+    """The reward of a domain in a mode."""
+    named = self.domains.get(f'{domain}/{mode}', self.domains.get(domain))
+    return self.default if named is None else named
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProblemSourceConfig:
+  """One source of problems.
+
+  Attributes:
+    name: in the registry of `dsv32_jax.rl.problems`.
+    options: of that source.
+    weight: share of its domain's prompts, relative to its other sources.
+  """
+
+  name: str
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  weight: float = 1.0
+
+  def __post_init__(self):
+    check_types(self)
+    _require(
+      self.weight > 0,
+      f'weight: got {self.weight}, expected a positive number',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemonstrationConfig:
+  """Worked answers of one source, for a cold start.
+
+  Attributes:
+    source: of problems; it must be able to write answers.
+    count: how many.
+    mode: in which they are answered.
+    swapped: share of them with another problem's answer: right in form, wrong
+      in substance.
+  """
+
+  source: ProblemSourceConfig
+  count: int
+  mode: Mode = 'chat'
+  swapped: float = 0.0
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(self, 1, 'count')
+    _require(
+      0 <= self.swapped <= 1,
+      f'swapped: got {self.swapped}, expected 0 to 1',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DomainConfig:
+  """One domain of the mixture, such as mathematics.
+
+  Attributes:
+    sources: where its problems come from.
+    weight: share of the prompts, relative to the other domains; 0 leaves the
+      domain out of training (it may still be evaluated).
+    modes: in which its problems are posed, in equal shares.
+    max_new_tokens: longest response; None takes the rollout's.
+  """
+
+  sources: tuple[ProblemSourceConfig, ...] = ()
+  weight: float = 1.0
+  modes: tuple[Mode, ...] = ('chat',)
+  max_new_tokens: int | None = None
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(self, 0, 'weight')
+    _check_at_least(self, 1, 'max_new_tokens')
+    _require(
+      self.weight == 0 or len(self.sources) > 0,
+      f'sources: got none with weight {self.weight}, expected at least one, or '
+      'weight 0',
+    )
+    for source in self.sources:
+      _require(
+        isinstance(source, ProblemSourceConfig),
+        f'sources: got {source!r}, expected ProblemSourceConfig',
+      )
+    _require(len(self.modes) > 0, 'modes: got none, expected at least one')
+    for mode in self.modes:
+      _require(
+        mode in ('thinking', 'chat'),
+        f"modes: got {mode!r}, expected 'thinking' or 'chat'",
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RLEvaluationConfig:
+  """Accuracy on held-out problems.
+
+  Attributes:
+    domains: which are evaluated; () takes all that have sources.
+    problems: a domain, before the first and after the last step.
+    every_batches: rollout batches between evaluations on the way; 0 has none.
+    problems_on_the_way: a domain at those.
+    samples: responses a problem; pass@1 is their mean.
+    temperature: of the draws (V3.2 is evaluated at 1.0); 0 is greedy.
+    top_p: of the draws.
+    greedy: at the first and last, also report greedy accuracy.
+  """
+
+  domains: tuple[str, ...] = ()
+  problems: int = 500
+  every_batches: int = 10
+  problems_on_the_way: int = 128
+  samples: int = 1
+  temperature: float = 1.0
+  top_p: float = 1.0
+  greedy: bool = True
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(self, 1, 'problems', 'problems_on_the_way', 'samples')
+    _check_at_least(self, 0, 'every_batches', 'temperature')
+    _require(
+      0 < self.top_p <= 1,
+      f'top_p: got {self.top_p}, expected 0 < top_p <= 1',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+  """How a rollout batch becomes optimizer steps.
+
+  Attributes:
+    minibatches: steps a rollout batch, each on its own share of the responses
+      (R1: 16); more than one makes the later ones off-policy.
+    micro_batches: gradient accumulation over this many parts of a minibatch.
+    row_tokens: length of a packed row; None takes the longest prompt and
+      response there can be, rounded up to a multiple of 16.
+    rows: rows a minibatch is packed into; None takes so many that the longest
+      responses fit. A minibatch that needs more than the rows given here takes
+      that many, which costs one more compilation.
+    logits_chunk: tokens of a row whose logits are held at a time; 0 holds all.
+    max_prompt_tokens: longest prompt; a longer one is an error.
+    optimizer: of the main model (R1: learning rate 3e-6).
+    indexer_optimizer: of the indexers.
+    reference_every: rollout batches between refreshes of the KL's anchor (R1:
+      400 steps); 0 keeps the start.
+  """
+
+  minibatches: int = 4
+  micro_batches: int = 1
+  row_tokens: int | None = None
+  rows: int | None = None
+  logits_chunk: int = 0
+  max_prompt_tokens: int = 1024
+  optimizer: OptimizerConfig = dataclasses.field(
+    default_factory=lambda: OptimizerConfig(
+      peak_learning_rate=3e-6, weight_decay=0.0
+    )
+  )
+  indexer_optimizer: OptimizerConfig = dataclasses.field(
+    default_factory=lambda: OptimizerConfig(
+      peak_learning_rate=3e-6, weight_decay=0.0
+    )
+  )
+  reference_every: int = 400
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(
+      self,
+      1,
+      'minibatches',
+      'micro_batches',
+      'row_tokens',
+      'rows',
+      'max_prompt_tokens',
+    )
+    _check_at_least(self, 0, 'reference_every', 'logits_chunk')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RLConfig:
+  """A whole RL run: where it starts, what it samples, how it learns.
+
+  Attributes:
+    model: the architecture at the first of `stages`, or of `init_from`.
+    batches: rollout batches.
+    domains: the mixture, by name.
+    init_from: a checkpoint directory or work directory of a stage to start
+      from; None runs `stages` in the work directory first.
+    stages: pretraining and cold start, for `order`; a recipe without an sft
+      stage is RL straight from a base model, R1-Zero's way.
+    order: names of the stages to run, the last one is the start of RL.
+    demonstrations: what is written for the stages to read, by name: a source
+      whose path is 'demonstrations:NAME' reads the one of that name.
+    pretraining_flops: FLOPs behind `init_from`; unknown if 0.
+    rollout: how responses are sampled.
+    rewards: what they earn.
+    grpo: the objective.
+    update: minibatches and optimizers.
+    evaluation: accuracy on held-out problems.
+    checkpoint: when training state is saved; steps are optimizer steps.
+    mesh: of training.
+    rollout_mesh: of sampling; None takes the devices and mesh of training.
+    rollout_devices: the last so many devices of the job sample and the others
+      train; 0 has both on the same devices.
+    seed: of parameters, prompts, draws and minibatches.
+  """
+
+  model: ModelConfig
+  batches: int
+  domains: dict[str, DomainConfig]
+  init_from: str | None = None
+  stages: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
+  order: tuple[str, ...] = ()
+  demonstrations: dict[str, tuple[DemonstrationConfig, ...]] = (
+    dataclasses.field(default_factory=dict)
+  )
+  pretraining_flops: float = 0.0
+  rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+  rewards: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+  grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
+  update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
+  evaluation: RLEvaluationConfig = dataclasses.field(
+    default_factory=RLEvaluationConfig
+  )
+  checkpoint: CheckpointConfig = dataclasses.field(
+    default_factory=CheckpointConfig
+  )
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  rollout_mesh: MeshConfig | None = None
+  rollout_devices: int = 0
+  seed: int = 0
+
+  def __post_init__(self):
+    check_types(self)
+    _check_at_least(self, 1, 'batches')
+    _check_at_least(self, 0, 'pretraining_flops', 'rollout_devices')
+    for name, domain in self.domains.items():
+      _require(
+        isinstance(domain, DomainConfig),
+        f'domains.{name}: got {domain!r}, expected a DomainConfig',
+      )
+    _require(
+      any(domain.weight > 0 for domain in self.domains.values()),
+      'domains: got none with a weight above 0, expected at least one',
+    )
+    for name in self.evaluation.domains:
+      _require(
+        name in self.domains,
+        f'evaluation.domains: got {name!r}, expected names of domains '
+        f'{sorted(self.domains)}',
+      )
+    for name in self.grpo.domain_kl_strength:
+      _require(
+        name in self.domains,
+        f'grpo.domain_kl_strength: got {name!r}, expected names of domains '
+        f'{sorted(self.domains)}',
+      )
+    _require(
+      (self.init_from is None) == bool(self.order),
+      f'init_from: got {self.init_from!r} with order {list(self.order)}, '
+      'expected either a checkpoint or stages to run',
+    )
+    for name in self.order:
+      self._check_paths(name)
+    self._check_sizes()
+
+  def _check_paths(self, stage: str) -> None:
+    """Refuses demonstrations that no one writes."""
+    _require(
+      stage in self.stages,
+      f'order: got {stage!r}, expected one of {sorted(self.stages)}',
+    )
+    for source in self.stages[stage].data.sources:
+      name = source.path.removeprefix(DEMONSTRATIONS)
+      _require(
+        name == source.path or name in self.demonstrations,
+        f'stages.{stage}.data.sources: got path {source.path!r}, expected one '
+        f'of {[DEMONSTRATIONS + name for name in self.demonstrations]}',
+      )
+
+  def _check_sizes(self) -> None:
+    rollout, update = self.rollout, self.update
+    responses = rollout.responses_per_batch
+    _require(
+      responses % update.minibatches == 0,
+      f'update.minibatches: got {update.minibatches}, expected a divisor of '
+      f'the {responses} responses of a rollout batch',
+    )
+    rows = self.rows
+    _require(
+      not rollout.truncates_too_widely(self.model.vocab_size)
+      or not self.grpo.keep_sampling_mask,
+      f'rollout.top_k: got None with top_p {rollout.top_p} and a vocabulary of '
+      f'{self.model.vocab_size}, expected at most {_MOST_KEPT} or '
+      'grpo.keep_sampling_mask False (all of a nucleus is recorded)',
+    )
+    _require(
+      rows % update.micro_batches == 0,
+      f'update.micro_batches: got {update.micro_batches}, expected a divisor '
+      f'of the {rows} rows of a minibatch',
+    )
+    longest = update.max_prompt_tokens + self.max_new_tokens
+    _require(
+      self.row_tokens >= longest,
+      f'update.row_tokens: got {self.row_tokens}, expected at least {longest}, '
+      'update.max_prompt_tokens and the longest response together',
+    )
+    model = self.rl_model
+    _require(
+      longest <= model.max_position_embeddings,
+      f'rollout.max_new_tokens: got {self.max_new_tokens} after prompts of up '
+      f'to {update.max_prompt_tokens}, expected together at most the '
+      f"model's max_position_embeddings {model.max_position_embeddings}",
+    )
+    model.require_indexer()
+    _require(
+      rollout.precision != 'fp8' or model.hidden_size % 16 == 0,
+      f"rollout.precision: got 'fp8' for hidden_size {model.hidden_size}, "
+      'expected a multiple of 16',
+    )
+
+  @property
+  def max_new_tokens(self) -> int:
+    """Of the longest response of any domain."""
+    own = [
+      domain.max_new_tokens or self.rollout.max_new_tokens
+      for domain in self.domains.values()
+    ]
+    return max(own)
+
+  @property
+  def row_tokens(self) -> int:
+    """T of a training row."""
+    longest = self.update.max_prompt_tokens + self.max_new_tokens
+    return self.update.row_tokens or -(-longest // 16) * 16
+
+  @property
+  def rows(self) -> int:
+    """B of a minibatch, if its responses fit; else `most_rows`."""
+    return self.update.rows or self.most_rows
+
+  @property
+  def most_rows(self) -> int:
+    """Rows that a minibatch of the longest responses fits into."""
+    longest = self.update.max_prompt_tokens + self.max_new_tokens
+    # The last token of a response takes no place.
+    a_row = self.row_tokens // max(longest - 1, 1)
+    micro = self.update.micro_batches
+    return -(-self.responses_per_minibatch // (a_row * micro)) * micro
+
+  @property
+  def kept_cap(self) -> int | None:
+    """Most tokens of a recorded set; None where none is recorded."""
+    if not self.rollout.truncates or not self.grpo.keep_sampling_mask:
+      return None
+    vocab_size = self.model.vocab_size
+    return min(self.rollout.top_k or vocab_size, vocab_size)
+
+  @property
+  def responses_per_minibatch(self) -> int:
+    return self.rollout.responses_per_batch // self.update.minibatches
+
+  @property
+  def steps(self) -> int:
+    """Optimizer steps in all."""
+    return self.batches * self.update.minibatches
+
+  @property
+  def rl_model(self) -> ModelConfig:
+    """The architecture during RL: YaRN and k follow the stages."""
+    if not self.order:
+      return self.model
+    return self.start_run().stage_model(self.order[-1])
+
+  def start_run(self, demonstrations: str = '') -> RunConfig:
+    """The recipe that makes the start of RL.
+
+    Args:
+      demonstrations: directory in which they lie as NAME.jsonl.
+
+    Raises:
+      ValueError: for stages that do not fit each other.
+    """
+
+    def placed(stage: StageConfig) -> StageConfig:
+      sources = tuple(
+        dataclasses.replace(
+          source,
+          path=f'{demonstrations}/'
+          f'{source.path.removeprefix(DEMONSTRATIONS)}.jsonl',
+        )
+        if source.path.startswith(DEMONSTRATIONS)
+        else source
+        for source in stage.data.sources
+      )
+      data = dataclasses.replace(stage.data, sources=sources)
+      return dataclasses.replace(stage, data=data)
+
+    return RunConfig(
+      model=self.model,
+      stages={name: placed(stage) for name, stage in self.stages.items()},
+      order=self.order,
+      seed=self.seed,
+      mesh=self.mesh,
+      checkpoint=self.checkpoint,
+      evaluation=EvaluationConfig(every_steps=0),
+    )

@@ -1,0 +1,1 @@
+"""Proofs that are verified, refined and selected (docs/speciale.md)."""

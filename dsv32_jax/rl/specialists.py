@@ -1,0 +1,500 @@
+"""Specialist distillation, step by step (arXiv:2512.02556, section 3).
+
+  base                     pretraining, dense warm-up, sparse training
+  specialist.<pair>        from the base: cold start, then RL, a (domain, mode)
+  samples.<pair>           what the specialist writes and its verifier accepts
+  student                  the base, trained on all of that
+  mixed                    the student after one RL stage over everything
+  evaluate.<model>         every model on the same held-out problems
+
+A work directory belongs to one configuration:
+
+    config.json                       resolved config, versions, git state
+    steps/<step>.json                 written last: the step is done
+    base/ specialists/<pair>/ student/ mixed/     trainings, each resumable
+    models/<model>/                   parameters of each, without optimizer
+    tokenizer/                        of all of them
+    samples/<pair>/conversations.jsonl            training data of the student
+    evaluation/<model>/<pair>/        scores problem by problem
+"""
+
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dsv32_jax import data
+from dsv32_jax.checkpoints import integrity
+from dsv32_jax.config import convert
+from dsv32_jax.config.data import DataConfig, TokenizerConfig
+from dsv32_jax.config.distillation import (
+  DistillationConfig,
+  RLStepConfig,
+  SpecialistDomain,
+)
+from dsv32_jax.config.rl import (
+  DEMONSTRATIONS,
+  DemonstrationConfig,
+  DomainConfig,
+  RLConfig,
+  RLEvaluationConfig,
+  RolloutConfig,
+)
+from dsv32_jax.config.training import EvaluationConfig, RunConfig
+from dsv32_jax.data import conversations
+from dsv32_jax.inference.sampling import Sampling
+from dsv32_jax.rl import (
+  answers,
+  demonstrations,
+  models,
+  rejection_sampling,
+  trainer,
+)
+from dsv32_jax.rl.rejection_sampling import Answer
+from dsv32_jax.rl.steps import Step, Steps
+from dsv32_jax.training import recipe
+
+# Changing these changes no result.
+_FREE = ('checkpoint', 'max_batch')
+_COLD_START = 'cold_start'
+
+
+def _print(line: str) -> None:
+  # A log that another process reads is not to be held back.
+  print(line, flush=True)
+
+
+def pair_name(domain: str, mode: str) -> str:
+  """How a specialist is called."""
+  return f'{domain}-{mode}'
+
+
+class Distillation:
+  """The chain in its work directory.
+
+  Attributes:
+    config: the whole chain.
+    workdir: where everything goes.
+    steps: what is to be done and what is done.
+  """
+
+  def __init__(
+    self,
+    config: DistillationConfig,
+    workdir: pathlib.Path,
+    *,
+    report: Callable[[str], None] = _print,
+  ):
+    """Claims the work directory.
+
+    Args:
+      config: what to run.
+      workdir: new, or of the same chain.
+      report: receives lines for the user.
+
+    Raises:
+      ValueError: for a work directory of another chain, and for sources of
+        problems that do not exist.
+    """
+    self.config = config
+    # As it was given: paths in configs of inner runs then do not name a
+    # machine, and the directory may move together with where it is run from.
+    self.workdir = workdir
+    self._report = report
+    self._pairs = {pair_name(*pair): pair for pair in config.pairs}
+    self._check_sources()
+    _claim(config, workdir)
+    self.steps = Steps(self._all_steps(), workdir, report=report)
+
+  def run(
+    self,
+    *,
+    only: str | None = None,
+    workers: int = 1,
+    command: Sequence[str] = (),
+  ) -> None:
+    """Runs what is not done; see `Steps.run`."""
+    if only is None:
+      for name, domain in self.config.domains.items():
+        if domain.unpopulated:
+          self._report(f'{name}: no specialist ({domain.unpopulated})')
+    self.steps.run(only=only, workers=workers, command=command)
+
+  @property
+  def is_done(self) -> bool:
+    return all(self.steps.is_done(name) for name in self.steps.names)
+
+  def _all_steps(self) -> list[Step]:
+    specialists, samples, evaluations = [], [], []
+    for name in self._pairs:
+      specialists.append(
+        Step(
+          name=f'specialist.{name}',
+          needs=('base',),
+          run=functools.partial(self._specialist, name),
+        )
+      )
+      samples.append(
+        Step(
+          name=f'samples.{name}',
+          needs=(f'specialist.{name}',),
+          run=functools.partial(self._samples, name),
+        )
+      )
+      evaluations.append(
+        Step(
+          name=f'evaluate.{name}',
+          needs=(f'specialist.{name}',),
+          run=functools.partial(self._evaluate, name, (name,)),
+        )
+      )
+    everything = tuple(self._pairs)
+    return [
+      Step(name='base', run=self._base),
+      *specialists,
+      *samples,
+      Step(
+        name='student',
+        needs=tuple(step.name for step in samples),
+        run=self._student,
+      ),
+      Step(name='mixed', needs=('student',), run=self._mixed),
+      *evaluations,
+      *(
+        Step(
+          name=f'evaluate.{model}',
+          needs=(model,),
+          run=functools.partial(self._evaluate, model, everything),
+        )
+        for model in ('base', 'student', 'mixed')
+      ),
+    ]
+
+  def _base(self) -> Mapping[str, Any]:
+    config, directory = self.config, self.workdir / 'base'
+    if config.base.init_from is not None:
+      source = pathlib.Path(config.base.init_from)
+      if not source.exists():
+        raise ValueError(
+          f'base.init_from: got {config.base.init_from!r}, expected a '
+          'checkpoint directory'
+        )
+      settings = DataConfig(tokenizer=config.base.tokenizer)
+      vocab_size = config.model.vocab_size
+      tokenizer = data.make_tokenizer(settings, vocab_size=vocab_size)
+      tokenizer.save(str(self._tokenizer_dir()))
+      return self._hand_on('base', source)
+    written = self.workdir / 'demonstrations'
+    demonstrations.write_all(
+      config.base.demonstrations, written, seed=config.seed
+    )
+    run = recipe.Run(
+      config.base_run(str(written)), directory, report=self._report
+    )
+    run.run()
+    run.tokenizer.save(str(self._tokenizer_dir()))
+    return self._hand_on('base', run.stage_dir(config.base.order[-1]))
+
+  def _specialist(self, name: str) -> Mapping[str, Any]:
+    domain, mode = self._pairs[name]
+    settings = self.config.domains[domain]
+    base = str(self._model_dir('base'))
+    start: dict[str, Any] = {'init_from': base}
+    if settings.demonstrations:
+      stage = self.config.specialist_sft.stage(
+        init_from=base,
+        paths=[DEMONSTRATIONS + _COLD_START],
+        tokenizer=self._tokenizer_config(),
+      )
+      start = {
+        'stages': {_COLD_START: stage},
+        'order': (_COLD_START,),
+        'demonstrations': {_COLD_START: _shared(settings, mode)},
+      }
+    return self._reinforce(
+      name,
+      self.workdir / 'specialists' / name,
+      self.config.specialist_rl,
+      batches=settings.rl_batches,
+      domains={domain: _domain(settings, (mode,))},
+      **start,
+    )
+
+  def _samples(self, name: str) -> Mapping[str, Any]:
+    domain, mode = self._pairs[name]
+    config, directory = self.config.rejection, self.workdir / 'samples' / name
+    asked = answers.Asked(
+      problems=answers.distinct_problems(
+        self.config.domains[domain].sources,
+        split='train',
+        mode=mode,
+        count=config.prompts,
+      ),
+      samples=config.samples,
+      max_new_tokens=self.config.max_new_tokens(domain),
+      sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
+      seed=self.config.seed,
+      part=config.part_prompts,
+    )
+    mark = models.fingerprint_of(self._model_dir(name))
+
+    def record(found: list[Answer]) -> dict[str, Any]:
+      chosen = rejection_sampling.select(
+        found, keep_per_prompt=config.keep_per_prompt
+      )
+      kept = [
+        rejection_sampling.conversation(answer, specialist=name, weights=mark)
+        for answer in chosen.answers
+      ]
+      return {
+        'counts': chosen.counts,
+        'conversations': [item.to_json() for item in kept],
+      }
+
+    with self._answerer(name) as answerer:
+      parts = answerer.parts(asked, directory, record, name=f'samples.{name}')
+    kept = [
+      conversations.Conversation.from_json(item)
+      for part in parts
+      for item in part['conversations']
+    ]
+    if not kept:
+      raise ValueError(
+        f'samples.{name}: no answer of {asked.samples} to each of '
+        f'{len(asked.problems)} prompts is right, expected some (is the '
+        'specialist trained at all?)'
+      )
+    conversations.write(directory / 'conversations.jsonl', kept)
+    counts = rejection_sampling.total([part['counts'] for part in parts])
+    return {
+      'counts': counts,
+      'specialist': name,
+      'weights': mark,
+      'versions': recipe.versions(),
+    }
+
+  def _student(self) -> Mapping[str, Any]:
+    directory = self.workdir / 'student'
+    stage = self.config.student_sft.stage(
+      init_from=str(self._model_dir('base')),
+      paths=[
+        str(self.workdir / 'samples' / name / 'conversations.jsonl')
+        for name in self._pairs
+      ],
+      tokenizer=self._tokenizer_config(),
+    )
+    config = RunConfig(
+      model=self.config.trained_model,
+      stages={'student': stage},
+      order=('student',),
+      seed=self.config.seed,
+      checkpoint=self.config.checkpoint,
+      evaluation=EvaluationConfig(every_steps=0),
+    )
+    run = recipe.Run(config, directory, report=self._report)
+    run.run()
+    return self._hand_on('student', run.stage_dir('student'))
+
+  def _mixed(self) -> Mapping[str, Any]:
+    return self._reinforce(
+      'mixed',
+      self.workdir / 'mixed',
+      self.config.mixed_rl,
+      batches=None,
+      domains={
+        domain: _domain(settings, settings.modes)
+        for domain, settings in self.config.domains.items()
+        if settings.sources
+      },
+      init_from=str(self._model_dir('student')),
+    )
+
+  def _reinforce(
+    self,
+    name: str,
+    directory: pathlib.Path,
+    settings: RLStepConfig,
+    *,
+    batches: int | None,
+    domains: dict[str, DomainConfig],
+    **start: Any,
+  ) -> Mapping[str, Any]:
+    """Runs RL and hands its model on."""
+    config = RLConfig(
+      model=self.config.trained_model,
+      batches=batches or settings.batches,
+      domains=domains,
+      rollout=settings.rollout,
+      rewards=settings.rewards,
+      grpo=settings.grpo,
+      update=settings.update,
+      evaluation=RLEvaluationConfig(
+        problems=settings.evaluate_problems, every_batches=0, greedy=False
+      ),
+      checkpoint=self.config.checkpoint,
+      seed=self.config.seed,
+      **start,
+    )
+    run = trainer.Run(config, directory, report=self._report)
+    run.run()
+    return self._hand_on(name, directory)
+
+  def _evaluate(self, model: str, names: Sequence[str]) -> Mapping[str, Any]:
+    """Scores a model on the held-out problems of some pairs."""
+    config = self.config.evaluation
+    found = {}
+    with self._answerer(model) as answerer:
+      for name in names:
+        domain, mode = self._pairs[name]
+        asked = answers.Asked(
+          problems=answers.distinct_problems(
+            self.config.domains[domain].sources,
+            split='held_out',
+            mode=mode,
+            count=config.problems,
+          ),
+          samples=config.samples,
+          max_new_tokens=self.config.max_new_tokens(domain),
+          sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
+          seed=self.config.seed,
+          part=config.part_problems,
+        )
+        parts = answerer.parts(
+          asked,
+          self.workdir / 'evaluation' / model / name,
+          functools.partial(_scores, samples=config.samples),
+          name=f'{model} on {name}',
+        )
+        scores = [score for part in parts for score in part['scores']]
+        tokens = [count for part in parts for count in part['num_tokens']]
+        found[name] = {
+          'accuracy': sum(scores) / len(scores),
+          'problems': len(scores),
+          'mean_tokens': sum(tokens) / len(tokens),
+        }
+    return {
+      'pairs': found,
+      'weights': models.fingerprint_of(self._model_dir(model)),
+    }
+
+  def _answerer(self, model: str) -> answers.Answerer:
+    config, rl = self.config, self.config.specialist_rl
+    longest = max(config.max_new_tokens(domain) for domain, _ in config.pairs)
+    return answers.Answerer(
+      config.trained_model,
+      models.load(self._model_dir(model), config.trained_model),
+      data.load_tokenizer(str(self._tokenizer_dir())),
+      rl.rewards,
+      RolloutConfig(
+        max_batch=config.max_batch,
+        prefill_rows=rl.rollout.prefill_rows,
+        max_new_tokens=longest,
+        decode_steps=rl.rollout.decode_steps,
+        prefill_chunk=rl.rollout.prefill_chunk,
+        page_size=rl.rollout.page_size,
+      ),
+      max_tokens=rl.update.max_prompt_tokens + longest,
+      report=self._report,
+    )
+
+  def _hand_on(self, name: str, source: pathlib.Path) -> Mapping[str, Any]:
+    model = self.config.trained_model
+    mark = models.hand_on(
+      source, self._model_dir(name), model, {'model': convert.to_dict(model)}
+    )
+    return {'weights': mark}
+
+  def _model_dir(self, name: str) -> pathlib.Path:
+    return self.workdir / 'models' / name
+
+  def _tokenizer_dir(self) -> pathlib.Path:
+    """Where RL that starts from a model of this chain looks for it too."""
+    return self.workdir / 'tokenizer'
+
+  def _tokenizer_config(self) -> TokenizerConfig:
+    """The base's tokenizer for stages of other runs."""
+    directory = str(self._tokenizer_dir())
+    if data.load_tokenizer(directory).name == 'bytes':
+      return TokenizerConfig(kind='bytes')
+    return TokenizerConfig(kind='hf', path=directory)
+
+  def _check_sources(self) -> None:
+    """Refuses sources that do not exist or have too few prompts."""
+    for name, mode in self.config.pairs:
+      domain = self.config.domains[name]
+      try:
+        answers.distinct_problems(
+          domain.sources, split='train', mode=mode, count=1
+        )
+      except ValueError as error:
+        raise ValueError(f'domains.{name}: {error}') from None
+
+
+def _shared(
+  settings: SpecialistDomain, mode: Any
+) -> tuple[DemonstrationConfig, ...]:
+  """Demonstrations of a domain's sources, by their weights."""
+  total = sum(source.weight for source in settings.sources)
+  return tuple(
+    DemonstrationConfig(
+      source=source,
+      count=max(1, round(settings.demonstrations * source.weight / total)),
+      mode=mode,
+    )
+    for source in settings.sources
+  )
+
+
+def _domain(settings: SpecialistDomain, modes: tuple[Any, ...]) -> DomainConfig:
+  return DomainConfig(
+    sources=settings.sources,
+    weight=settings.weight,
+    modes=modes,
+    max_new_tokens=settings.max_new_tokens,
+  )
+
+
+def _scores(found: list[Answer], *, samples: int) -> dict[str, Any]:
+  """What is kept of answers to held-out problems."""
+  groups = list(answers.by_problem(found, samples))
+  return {
+    'problems': [group[0].problem.id for group in groups],
+    'scores': [
+      sum(answer.is_correct for answer in group) / samples for group in groups
+    ],
+    'num_tokens': [answer.num_tokens for answer in found],
+  }
+
+
+def _claim(config: DistillationConfig, workdir: pathlib.Path) -> None:
+  """Takes a new directory, or refuses that of another chain."""
+  path = workdir / 'config.json'
+  mine = json.loads(json.dumps(convert.to_dict(config)))
+  if path.exists():
+    saved = json.loads(path.read_text('utf-8'))['config']
+    difference = recipe.first_difference(
+      {k: v for k, v in saved.items() if k not in _FREE},
+      {k: v for k, v in mine.items() if k not in _FREE},
+    )
+    if difference is not None:
+      where, old, new = difference
+      raise ValueError(
+        f'workdir: {workdir} belongs to a chain with {where} = {old!r}, this '
+        f'one has {new!r}; choose another --workdir or the same config'
+      )
+    return
+  if workdir.exists() and any(workdir.iterdir()):
+    raise ValueError(
+      f'workdir: {workdir} holds files that are not of a chain (no '
+      'config.json), expected an empty or new directory'
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  content = {
+    'config': mine,
+    'versions': recipe.versions(),
+    'git': recipe.git_state(),
+    'command': sys.argv,
+  }
+  integrity.write_atomically(path, json.dumps(content, indent=1))

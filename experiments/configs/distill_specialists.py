@@ -1,0 +1,215 @@
+r"""Specialist distillation (arXiv:2512.02556, section 3) at laptop scale.
+
+Six specialised domains in two modes. Mathematics, logical reasoning and
+programming have problems that a program checks offline; the agent domains come
+with their environments. The base is pretrained on worked answers most of which
+belong to other problems: it knows the forms of all domains and is poor at each.
+
+    python experiments/distill_specialists.py --workdir=runs/distill \
+      --config=experiments/configs/distill_specialists.py:cpu --workers=2
+
+Presets:
+  smoke  every step of the chain, hardly trained: does it run? Minutes.
+  cpu    a model of half a million parameters: the results of
+         docs/distillation.md.
+"""
+
+import dataclasses
+
+from dsv32_jax.config import presets
+from dsv32_jax.config.data import DataConfig, SourceConfig
+from dsv32_jax.config.distillation import (
+  SPECIALISED_DOMAINS,
+  BaseConfig,
+  DistillationConfig,
+  PairedEvaluationConfig,
+  RejectionConfig,
+  RLStepConfig,
+  SpecialistDomain,
+)
+from dsv32_jax.config.model import ModelConfig
+from dsv32_jax.config.rl import (
+  DEMONSTRATIONS,
+  DemonstrationConfig,
+  GRPOConfig,
+  ProblemSourceConfig,
+  RolloutConfig,
+  UpdateConfig,
+)
+from dsv32_jax.config.sft import SFTConfig
+from dsv32_jax.config.training import (
+  CheckpointConfig,
+  OptimizerConfig,
+  StageConfig,
+)
+from dsv32_jax.training import flags
+
+_AGENT_DOMAINS = ('general_agent', 'agentic_coding', 'agentic_search')
+
+
+def get_config(preset: str = 'smoke'):
+  """The ConfigDict of a preset; see the module's docstring."""
+  known = {'smoke': smoke, 'cpu': cpu}
+  if preset not in known:
+    raise ValueError(f'preset: got {preset!r}, expected one of {list(known)}')
+  return flags.to_config_dict(known[preset]())
+
+
+def adam(peak: float, **more) -> OptimizerConfig:
+  """AdamW without decay."""
+  return OptimizerConfig(peak_learning_rate=peak, weight_decay=0.0, **more)
+
+
+def source(name: str, **options) -> ProblemSourceConfig:
+  """A source of problems."""
+  return ProblemSourceConfig(name=name, options=options)
+
+
+def byte_model(**sizes) -> ModelConfig:
+  """A small model over bytes; k is below the length of most sequences."""
+  return dataclasses.replace(
+    presets.cpu(),
+    **{
+      'vocab_size': 272,
+      'index_topk': 24,
+      'max_position_embeddings': 128,
+      **sizes,
+    },
+  )
+
+
+def domains(
+  **populated: SpecialistDomain,
+) -> dict[str, SpecialistDomain]:
+  """The six specialised domains, of which some have problems."""
+  missing = dict.fromkeys(SPECIALISED_DOMAINS, 'left out of this preset')
+  missing |= dict.fromkeys(_AGENT_DOMAINS, 'its tasks come with environments')
+  return {
+    name: populated.get(name, SpecialistDomain(unpopulated=why))
+    for name, why in missing.items()
+  }
+
+
+def base_data(*, seq_len: int, batch_size: int) -> DataConfig:
+  """What the base reads in all its stages."""
+  return DataConfig(
+    seq_len=seq_len,
+    batch_size=batch_size,
+    sources=(SourceConfig(kind='conversations', path=f'{DEMONSTRATIONS}base'),),
+    held_out_fraction=0.0,
+  )
+
+
+def base_stages(
+  data: DataConfig, *, pretrain: int, warmup: int, sparse: int, peak: float
+) -> dict[str, StageConfig]:
+  """Dense pretraining, then the two stages of continued training."""
+  return {
+    'pretrain': StageConfig(
+      kind='pretrain',
+      steps=pretrain,
+      data=data,
+      optimizer=OptimizerConfig(
+        peak_learning_rate=peak,
+        warmup_steps=min(40, pretrain),
+        schedule='linear',
+        final_fraction=0.1,
+      ),
+    ),
+    'dense_warmup': StageConfig(
+      kind='dense_warmup',
+      init_from='pretrain',
+      steps=warmup,
+      data=dataclasses.replace(data, seed=1),
+      indexer_optimizer=adam(5e-3),
+    ),
+    'sparse_training': StageConfig(
+      kind='sparse_training',
+      init_from='dense_warmup',
+      steps=sparse,
+      data=dataclasses.replace(data, seed=2),
+      optimizer=adam(peak / 5),
+      indexer_optimizer=adam(1e-3),
+    ),
+  }
+
+
+def mostly_swapped(
+  populated: dict[str, SpecialistDomain], *, count: int, swapped: float
+) -> dict[str, tuple[DemonstrationConfig, ...]]:
+  """The base's demonstrations: so many a domain and mode."""
+  return {
+    'base': tuple(
+      DemonstrationConfig(source=one, count=count, mode=mode, swapped=swapped)
+      for domain in populated.values()
+      for mode in domain.modes
+      for one in domain.sources
+    )
+  }
+
+
+def smoke() -> DistillationConfig:
+  """Two domains in one mode each, a few steps of everything."""
+  populated = {
+    'mathematics': SpecialistDomain(
+      sources=(source('gym/chain_sum', wording='short', max_digits=1),),
+      modes=('thinking',),
+      demonstrations=100,
+    ),
+    'logical_reasoning': SpecialistDomain(
+      sources=(
+        source('gym/isomorphic_strings', wording='short', max_string_length=3),
+      ),
+      modes=('chat',),
+      demonstrations=100,
+    ),
+  }
+  data = base_data(seq_len=64, batch_size=16)
+  rl = RLStepConfig(
+    batches=2,
+    rollout=RolloutConfig(
+      prompts_per_batch=4,
+      group_size=4,
+      top_p=0.95,
+      max_new_tokens=24,
+      max_batch=16,
+      prefill_rows=16,
+      prefill_chunk=32,
+      page_size=16,
+      decode_steps=8,
+    ),
+    grpo=GRPOConfig(kl_strength=1e-4),
+    update=UpdateConfig(
+      minibatches=2,
+      max_prompt_tokens=24,
+      optimizer=adam(3e-4),
+      indexer_optimizer=adam(1e-3),
+    ),
+    evaluate_problems=8,
+  )
+  sft = SFTConfig(steps=10, seq_len=64, batch_size=16, optimizer=adam(2e-3))
+  stages = base_stages(data, pretrain=120, warmup=4, sparse=4, peak=5e-3)
+  return DistillationConfig(
+    model=byte_model(
+      hidden_size=32, num_hidden_layers=2, index_topk=16, index_n_heads=4
+    ),
+    base=BaseConfig(
+      stages=stages,
+      order=tuple(stages),
+      demonstrations=mostly_swapped(populated, count=300, swapped=0.5),
+    ),
+    domains=domains(**populated),
+    specialist_sft=sft,
+    specialist_rl=rl,
+    rejection=RejectionConfig(prompts=16, samples=16, part_prompts=8),
+    student_sft=sft,
+    mixed_rl=rl,
+    evaluation=PairedEvaluationConfig(problems=16, part_problems=8),
+    max_batch=64,
+    checkpoint=CheckpointConfig(every_steps=40, keep=1),
+  )
+
+
+def cpu() -> DistillationConfig:
+  """To be tuned."""
+  return smoke()
