@@ -7,11 +7,11 @@ r"""Runs a Speciale protocol over held-out derivation tasks, and reports.
 
 'refine' lets the model mend its own proofs by its own analyses, 'search'
 refines a pool of verified proofs, 'contest' samples many and hands in few, and
-'label' labels derivations by many analyses. The model is a checkpoint of ours (the
-directory of a stage or of an RL run) or an OpenAI-compatible endpoint, which is
-told the rules in every prompt. Sizes: --config.search.proofs=64 and so on
-(docs/speciale.md). A run that was ended goes on with the same command; rows and
-table are written to WORKDIR.
+'label' labels derivations by many analyses. The model is a checkpoint of ours
+(the directory of a stage or of an RL run) or an OpenAI-compatible endpoint,
+which is told the rules in every prompt. Sizes: --config.search.proofs=64 and so
+on (docs/speciale.md). A run that was ended goes on with the same command; rows
+and table are written to WORKDIR.
 """
 
 import dataclasses

@@ -89,6 +89,8 @@ class SpecialistDomain:
     unpopulated: what a user reads where there are no sources.
     demonstrations: worked answers of the sources for the cold start of a
       specialist, a mode; 0 has none, and RL starts from the base.
+    sft_steps: of the cold start of its specialists; None takes the common
+      number.
     rl_batches: rollout batches of its specialists; None takes the common
       number.
     weight: share of the domain's prompts in mixed RL.
@@ -99,6 +101,7 @@ class SpecialistDomain:
   modes: tuple[Mode, ...] = ('thinking', 'chat')
   unpopulated: str = ''
   demonstrations: int = 0
+  sft_steps: int | None = None
   rl_batches: int | None = None
   weight: float = 1.0
   max_new_tokens: int | None = None
@@ -106,7 +109,7 @@ class SpecialistDomain:
   def __post_init__(self):
     check_types(self)
     _check_at_least(self, 0, 'demonstrations', 'weight')
-    _check_at_least(self, 1, 'rl_batches', 'max_new_tokens')
+    _check_at_least(self, 1, 'sft_steps', 'rl_batches', 'max_new_tokens')
     _require(
       bool(self.sources) != bool(self.unpopulated),
       f'sources: got {len(self.sources)} with unpopulated '

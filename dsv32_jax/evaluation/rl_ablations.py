@@ -106,12 +106,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
           for key in next(iter(runs.values()))
         },
         'against_all_on': {
-          key: interval(
-            [
-              None if None in (one[key], other[key]) else one[key] - other[key]
-              for one, other in pairs
-            ]
-          )
+          key: interval([_minus(one[key], other[key]) for one, other in pairs])
           for key in ('accuracy', 'reward')
         },
       }
@@ -188,6 +183,10 @@ def _measures(row: Row) -> dict[str, float | None]:
     'selection_mismatch': _mean(series['mismatch/selection']),
     'sampler_log_ratio': _mean(series['sampler/log_ratio_abs_mean']),
   }
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+  return None if one is None or other is None else one - other
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

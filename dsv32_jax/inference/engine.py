@@ -9,6 +9,7 @@ prompt, seed and settings, and not on the others beside it.
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -51,8 +52,7 @@ class _Call:
     wanted: what it returns.
     attention: its mode.
     reach: tokens that a request may have after it.
-    emissions: what it gives; on the device, perhaps not there yet.
-    following: rows and tokens of a call that goes on from there.
+    result: what `rounds.decode` returns, when it has.
   """
 
   running: Sequence[Active]
@@ -61,8 +61,7 @@ class _Call:
   wanted: rounds.Wanted
   attention: AttentionMode
   reach: int
-  emissions: Any = None
-  following: Any = None
+  result: Any = None
 
 
 class Engine:
@@ -142,6 +141,7 @@ class Engine:
     self._active: dict[int, Active] = {}  # By place.
     self._counts: collections.Counter[str] = collections.Counter()
     self._ahead: _Call | None = None
+    self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._seconds = {'prefill': 0.0, 'decode': 0.0}
     self._finished: collections.Counter[str] = collections.Counter()
 
@@ -466,18 +466,18 @@ class Engine:
 
   def _decode(self, running: Sequence[Active]) -> None:
     call, self._ahead = self._ahead or self._call(running), None
+    emissions, following = self._wait(call)
     if self.config.run_ahead and self._reaches(call):
-      self._ahead = self._call_after(call)
-    self._receive(call)
-    if self._ahead and all(active.ended for active in running):
-      # Nobody is left to read it.
-      self._ahead = None
+      self._ahead = self._call_after(call, following)
+    self._receive(call, emissions)
+    if all(active.ended for active in running):
+      self._catch_up()
 
   def _catch_up(self) -> None:
     """Reads what was begun ahead, so that the host knows of everything."""
     if self._ahead:
       call, self._ahead = self._ahead, None
-      self._receive(call)
+      self._receive(call, self._wait(call)[0])
 
   def _call(self, running: Sequence[Active]) -> _Call:
     """Begins decode steps from what the host knows."""
@@ -502,9 +502,9 @@ class Engine:
       )
     )
 
-  def _call_after(self, call: _Call) -> _Call:
+  def _call_after(self, call: _Call, following: Any) -> _Call:
     """Begins the next decode steps before those of `call` have been read."""
-    rows, token_B = call.following
+    rows, token_B = following
     return self._begin(
       dataclasses.replace(
         call,
@@ -515,20 +515,32 @@ class Engine:
     )
 
   def _begin(self, call: _Call) -> _Call:
-    emissions, self._memory, following = rounds.decode(
-      self._model,
-      self._variables,
-      self._memory,
-      call.rows,
-      call.token_B,
-      num_steps=self.config.decode_steps,
-      attention=call.attention,
-      wanted=call.wanted,
-    )
-    return dataclasses.replace(call, emissions=emissions, following=following)
+    memory, self._memory = self._memory, None
 
-  def _receive(self, call: _Call) -> None:
-    emissions = jax.device_get(call.emissions)
+    def decode() -> Any:
+      with parallel.use(self._layout):
+        return rounds.decode(
+          self._model,
+          self._variables,
+          memory,
+          call.rows,
+          call.token_B,
+          num_steps=self.config.decode_steps,
+          attention=call.attention,
+          wanted=call.wanted,
+        )
+
+    # A loop whose end the device decides holds up the thread that began it.
+    result = self._thread.submit(decode)
+    return dataclasses.replace(call, result=result)
+
+  def _wait(self, call: _Call) -> tuple[Any, Any]:
+    """Emissions, and what a call that goes on from there begins with."""
+    emissions, self._memory, following = call.result.result()
+    return emissions, following
+
+  def _receive(self, call: _Call, emissions: Any) -> None:
+    emissions = jax.device_get(emissions)
     given_W = emissions.count_B.sum(axis=1)
     self._counts['decode_calls'] += int(np.count_nonzero(given_W))
     for active in call.running:

@@ -163,7 +163,7 @@ def config_of(base: RLConfig, cell: Cell) -> RLConfig:
     )
   regime = REGIMES[cell.regime]
   strength = regime.kl_strength
-  off = dict.fromkeys(VARIANTS[cell.variant], False)
+  off: dict[str, Any] = dict.fromkeys(VARIANTS[cell.variant], False)
   return dataclasses.replace(
     base,
     seed=cell.seed,

@@ -18,6 +18,7 @@ A work directory belongs to one configuration:
     evaluation/<model>/<pair>/        scores problem by problem
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -203,7 +204,10 @@ class Distillation:
     base = str(self._model_dir('base'))
     start: dict[str, Any] = {'init_from': base}
     if settings.demonstrations:
-      stage = self.config.specialist_sft.stage(
+      sft = self.config.specialist_sft
+      if settings.sft_steps:
+        sft = dataclasses.replace(sft, steps=settings.sft_steps)
+      stage = sft.stage(
         init_from=base,
         paths=[DEMONSTRATIONS + _COLD_START],
         tokenizer=self._tokenizer_config(),

@@ -10,8 +10,9 @@ belong to other problems: it knows the forms of all domains and is poor at each.
 
 Presets:
   smoke  every step of the chain, hardly trained: does it run? Minutes.
-  cpu    a model of half a million parameters: the results of
-         docs/distillation.md.
+  quick  two domains in one mode each, a quarter of a million parameters.
+  cpu    three domains in both modes, half a million parameters: six
+         specialists. Hours on two cores; --workers for more.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ _AGENT_DOMAINS = ('general_agent', 'agentic_coding', 'agentic_search')
 
 def get_config(preset: str = 'smoke'):
   """The ConfigDict of a preset; see the module's docstring."""
-  known = {'smoke': smoke, 'cpu': cpu}
+  known = {'smoke': smoke, 'quick': quick, 'cpu': cpu}
   if preset not in known:
     raise ValueError(f'preset: got {preset!r}, expected one of {list(known)}')
   return flags.to_config_dict(known[preset]())
@@ -210,6 +211,162 @@ def smoke() -> DistillationConfig:
   )
 
 
+def trained(
+  model: ModelConfig,
+  populated: dict[str, SpecialistDomain],
+  *,
+  batch_size: int,
+  base: tuple[int, int, int],
+  base_answers: int,
+  sft: int,
+  student: int,
+  rl: tuple[int, int],
+  prompts: int,
+) -> DistillationConfig:
+  """A chain that learns.
+
+  Args:
+    model: the architecture.
+    populated: domains with problems.
+    batch_size: rows of 96 tokens a step of pretraining and SFT.
+    base: steps of its three stages.
+    base_answers: worked answers that it sees, a domain and mode.
+    sft: steps of a specialist's cold start.
+    student: steps of the student's SFT.
+    rl: rollout batches of a specialist, and of mixed RL.
+    prompts: that specialists answer, a domain and mode.
+  """
+  shape = {'seq_len': 96, 'batch_size': batch_size}
+  pretrain, warmup, sparse = base
+  stages = base_stages(
+    base_data(**shape),
+    pretrain=pretrain,
+    warmup=warmup,
+    sparse=sparse,
+    peak=3e-3,
+  )
+  falling = OptimizerConfig(
+    peak_learning_rate=2e-3,
+    warmup_steps=20,
+    schedule='linear',
+    final_fraction=0.05,
+    weight_decay=0.01,
+  )
+
+  def reinforced(batches: int) -> RLStepConfig:
+    return RLStepConfig(
+      batches=batches,
+      rollout=RolloutConfig(
+        prompts_per_batch=32,
+        group_size=8,
+        top_p=0.95,
+        top_k=32,
+        max_new_tokens=36,
+        max_batch=256,
+        prefill_rows=64,
+        prefill_chunk=32,
+        page_size=32,
+        decode_steps=6,
+      ),
+      grpo=GRPOConfig(kl_strength=1e-3, domain_kl_strength={}),
+      update=UpdateConfig(
+        minibatches=2,
+        max_prompt_tokens=28,
+        optimizer=adam(2e-4, warmup_steps=10, b2=0.98),
+        indexer_optimizer=adam(1e-3, b2=0.98),
+        reference_every=0,
+      ),
+      evaluate_problems=256,
+    )
+
+  return DistillationConfig(
+    model=model,
+    base=BaseConfig(
+      stages=stages,
+      order=tuple(stages),
+      demonstrations=mostly_swapped(
+        populated, count=base_answers, swapped=0.85
+      ),
+    ),
+    domains=domains(**populated),
+    specialist_sft=SFTConfig(
+      steps=sft, optimizer=falling, indexer_optimizer=adam(1e-3), **shape
+    ),
+    specialist_rl=reinforced(rl[0]),
+    rejection=RejectionConfig(
+      prompts=prompts, samples=4, keep_per_prompt=2, part_prompts=500
+    ),
+    student_sft=SFTConfig(
+      steps=student, optimizer=falling, indexer_optimizer=adam(1e-3), **shape
+    ),
+    mixed_rl=reinforced(rl[1]),
+    evaluation=PairedEvaluationConfig(problems=2000, part_problems=500),
+    max_batch=256,
+    checkpoint=CheckpointConfig(every_steps=50, keep=1),
+  )
+
+
+def order(**more) -> SpecialistDomain:
+  """Letters to be put in a row by what is told of neighbours."""
+  return SpecialistDomain(
+    sources=(source('logic', family='order', size=3),),
+    demonstrations=4000,
+    **more,
+  )
+
+
+def words(**more) -> SpecialistDomain:
+  """Expressions in x, spelt out."""
+  return SpecialistDomain(
+    sources=(source('programming', level='words'),),
+    demonstrations=4000,
+    **more,
+  )
+
+
+def quick() -> DistillationConfig:
+  """Two domains in one mode each."""
+  return trained(
+    byte_model(
+      hidden_size=96, num_hidden_layers=3, index_n_heads=4, index_topk=16
+    ),
+    {
+      'logical_reasoning': order(modes=('thinking',)),
+      'programming': words(modes=('chat',)),
+    },
+    batch_size=16,
+    base=(150, 20, 30),
+    base_answers=3000,
+    sft=250,
+    student=400,
+    rl=(15, 15),
+    prompts=1500,
+  )
+
+
 def cpu() -> DistillationConfig:
-  """To be tuned."""
-  return smoke()
+  """Three domains in both modes."""
+  sums = SpecialistDomain(
+    sources=(
+      source(
+        'gym/chain_sum', wording='short', min_terms=4, max_terms=4, max_digits=1
+      ),
+    ),
+    demonstrations=12000,
+    sft_steps=1000,
+  )
+  return trained(
+    byte_model(index_topk=16),
+    {
+      'mathematics': sums,
+      'logical_reasoning': order(),
+      'programming': words(),
+    },
+    batch_size=32,
+    base=(400, 40, 80),
+    base_answers=4000,
+    sft=400,
+    student=1500,
+    rl=(60, 100),
+    prompts=4000,
+  )

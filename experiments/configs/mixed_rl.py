@@ -143,25 +143,25 @@ def smoke() -> RLConfig:
 def cpu() -> RLConfig:
   """To be tuned."""
   rows = {'seq_len': 48, 'batch_size': 32}
-  words = gym('spell_backward', min_word_len=3, max_word_len=6)
-  sums = gym('chain_sum', max_terms=3, max_digits=1)
+  words = gym('spell_backward', min_word_len=3, max_word_len=5)
+  sums = gym('chain_sum', max_digits=1)
   return RLConfig(
     model=byte_model(),
     batches=200,
     domains={
-      'logical_reasoning': DomainConfig(sources=(words,), weight=3.0),
+      'logical_reasoning': DomainConfig(sources=(words,), weight=7.0),
       'mathematics': DomainConfig(sources=(sums,)),
     },
     demonstrations={
       'start': (
-        DemonstrationConfig(source=words, count=6000),
-        DemonstrationConfig(source=sums, count=2000),
+        DemonstrationConfig(source=words, count=7000),
+        DemonstrationConfig(source=sums, count=1000),
       )
     },
     stages={
       'base': StageConfig(
         kind='pretrain',
-        steps=90,
+        steps=80,
         data=conversations('start', **rows),
         optimizer=adam(3e-3, warmup_steps=20),
       ),
@@ -176,25 +176,26 @@ def cpu() -> RLConfig:
     },
     order=('base', 'cold_start'),
     rollout=RolloutConfig(
-      prompts_per_batch=32,
+      prompts_per_batch=64,
       group_size=8,
-      max_new_tokens=8,
+      max_new_tokens=7,
       max_batch=128,
       prefill_rows=128,
       prefill_chunk=32,
       page_size=32,
-      decode_steps=7,
+      decode_steps=6,
     ),
     grpo=GRPOConfig(),
     update=UpdateConfig(
-      minibatches=4,
-      row_tokens=50,
-      max_prompt_tokens=18,
-      optimizer=adam(2e-4, warmup_steps=10, b2=0.98),
+      minibatches=2,
+      row_tokens=46,
+      max_prompt_tokens=17,
+      optimizer=adam(3e-4, warmup_steps=10, b2=0.98),
       indexer_optimizer=adam(1e-3, b2=0.98),
       reference_every=50,
     ),
     evaluation=RLEvaluationConfig(
+      domains=('logical_reasoning',),
       problems=512, every_batches=25, problems_on_the_way=128
     ),
     checkpoint=CheckpointConfig(every_steps=50),

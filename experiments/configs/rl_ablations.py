@@ -46,27 +46,25 @@ def model(**sizes) -> ModelConfig:
 
   Both discrete choices are tight, so that replaying them can matter.
   """
-  return dataclasses.replace(
-    presets.cpu(),
-    **{
-      'vocab_size': 272,
-      'hidden_size': 96,
-      'num_hidden_layers': 3,
-      'q_lora_rank': 48,
-      'kv_lora_rank': 32,
-      'qk_nope_head_dim': 24,
-      'qk_rope_head_dim': 8,
-      'v_head_dim': 24,
-      'intermediate_size': 192,
-      'moe_intermediate_size': 48,
-      'n_routed_experts': 16,
-      'index_n_heads': 4,
-      'index_head_dim': 16,
-      'index_topk': 8,
-      'max_position_embeddings': 64,
-      **sizes,
-    },
-  )
+  changes: dict = {
+    'vocab_size': 272,
+    'hidden_size': 96,
+    'num_hidden_layers': 3,
+    'q_lora_rank': 48,
+    'kv_lora_rank': 32,
+    'qk_nope_head_dim': 24,
+    'qk_rope_head_dim': 8,
+    'v_head_dim': 24,
+    'intermediate_size': 192,
+    'moe_intermediate_size': 48,
+    'n_routed_experts': 16,
+    'index_n_heads': 4,
+    'index_head_dim': 16,
+    'index_topk': 8,
+    'max_position_embeddings': 64,
+    **sizes,
+  }
+  return dataclasses.replace(presets.cpu(), **changes)
 
 
 def run(

@@ -164,15 +164,13 @@ def run(
 
 def byte_model(**sizes) -> ModelConfig:
   """About 0.7M parameters over bytes."""
-  return dataclasses.replace(
-    presets.cpu(),
-    **{
-      'vocab_size': 272,
-      'index_topk': 48,
-      'max_position_embeddings': 512,
-      **sizes,
-    },
-  )
+  changes: dict = {
+    'vocab_size': 272,
+    'index_topk': 48,
+    'max_position_embeddings': 512,
+    **sizes,
+  }
+  return dataclasses.replace(presets.cpu(), **changes)
 
 
 def smoke() -> RLConfig:

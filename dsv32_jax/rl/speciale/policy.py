@@ -7,6 +7,7 @@ test has written.
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -149,4 +150,4 @@ class EnginePolicy:
     if self._mode != 'thinking':
       return 0
     end = self._controls.ids.get(chat.THINK_END)
-    return list(tokens).index(end) if end in tokens else len(tokens)
+    return len(list(itertools.takewhile(lambda token: token != end, tokens)))

@@ -40,6 +40,7 @@ class Rule:
   def results(self, line: Line) -> Iterator[Line]:
     """Every line that one application can give; some come more than once.
 
+    >>> from dsv32_jax.rl.speciale.terms import parse_line
     >>> [str(line) for line in RULES['add'].results(parse_line('1+2+3'))]
     ['3+3', '1+5']
     """

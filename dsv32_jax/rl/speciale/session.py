@@ -31,8 +31,10 @@ def protocol_config(values: Mapping[str, Any]) -> ProtocolConfig:
   Raises:
     ValueError: naming the field that does not fit.
   """
-  parts = {name: kind(**values[name]) for name, kind in _PARTS.items()}
-  return ProtocolConfig(**{**values, **parts})
+  parts: dict[str, Any] = {
+    name: kind(**values[name]) for name, kind in _PARTS.items()
+  }
+  return ProtocolConfig(**(dict(values) | parts))
 
 
 def make_policy(

@@ -71,7 +71,7 @@ class SpecialeSource:
   >>> source = make('speciale/proof', {'kinds': ['compute'], 'numbers': 2})
   >>> problem = source.problem('train', 0)
   >>> problem.prompt
-  'Compute 6-7.'
+  'Compute 9*3.'
   """
 
   def __init__(

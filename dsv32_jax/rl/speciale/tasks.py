@@ -127,8 +127,9 @@ def _start(kind: TaskKind, size: TaskSize, rng: random.Random) -> Line:
   left: list[Term] = [multiply([factor, x])]
   value = factor.value * solution
   for _ in range(rng.randint(1, size.numbers - 1)):
-    part: Term = _number(size, rng)
-    amount = part.value
+    number = _number(size, rng)
+    part: Term = number
+    amount = number.value
     if rng.random() < 0.3:
       part, amount = x, solution
     if rng.random() < 0.4:

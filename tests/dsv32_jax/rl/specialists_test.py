@@ -70,7 +70,7 @@ def test_distillation_unknown_step_and_one_before_its_needs_are_refused(
   with pytest.raises(ValueError, match='expected one of'):
     chain.run(only='nothing')
   with pytest.raises(
-    ValueError, match="'specialist.mathematics-thinking' needs"
+    ValueError, match=r"'specialist\.mathematics-thinking' needs"
   ):
     chain.run(only='specialist.mathematics-thinking')
   # Processes that run one step do not say it again.
