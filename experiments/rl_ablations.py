@@ -41,6 +41,7 @@ _WORKERS = flags.DEFINE_integer('workers', 1, 'Processes.')
 _WORKER = flags.DEFINE_integer(
   'worker', None, 'Run as this process; for the program itself.'
 )
+_CORES = flags.DEFINE_list('cores', [], 'Of this process; likewise.')
 _REPORT_ONLY = flags.DEFINE_bool('report_only', False, 'Run nothing.')
 
 
@@ -50,6 +51,8 @@ def main(argv: list[str]) -> None:
   results = pathlib.Path(_RESULTS.value)
   cells = ablations.cells(_REGIMES.value, [int(s) for s in _SEEDS.value])
   if _WORKER.value is not None:
+    # Before the first computation makes its threads.
+    os.sched_setaffinity(0, [int(core) for core in _CORES.value])
     starts = pathlib.Path(_STARTS.value or results / 'starts')
     lab = ablations.Lab(config, starts, report=lambda line: None)
     ablation_runner.work(lab.run, cells, results, worker=_WORKER.value)

@@ -32,7 +32,7 @@ class SourceConfig:
     kind: 'stdlib' is the source of the running Python's standard library and
       'site_packages' that of installed packages (documents = files); 'text'
       and 'jsonl' read `path`, and so does 'conversations', chats in JSONL of
-      which only the assistant's tokens are learnt (`data.conversations`);
+      which only the assistant's tokens are learnt (`data.conversation_tokens`);
       'copy' and 'arithmetic' are generated.
     path: of those that read one: a file, a directory or a glob pattern.
     field: for 'jsonl': the field that holds the document.

@@ -294,7 +294,7 @@ class DistillationConfig:
       self.base_run('')
 
   @property
-  def pairs(self) -> tuple[tuple[str, str], ...]:
+  def pairs(self) -> tuple[tuple[str, Mode], ...]:
     """Every (domain, mode) that has a specialist."""
     return tuple(
       (name, mode)

@@ -17,7 +17,7 @@ from dsv32_jax.config.data import (
   SourceConfig,
   TokenizerConfig,
 )
-from dsv32_jax.data import conversations, long_context, sources
+from dsv32_jax.data import conversation_tokens, long_context, sources
 from dsv32_jax.data.corpus import TokenCorpus, tokenize
 from dsv32_jax.data.packing import RowSource
 from dsv32_jax.data.row_order import EndlessRows, ProcessRows, ShuffledRows
@@ -53,7 +53,8 @@ def load_corpora(config: DataConfig, tokenizer: Tokenizer) -> Corpora:
   share the result.
 
   Raises:
-    ValueError: as `sources.load_documents` and `conversations.load_corpus`.
+    ValueError: as `sources.load_documents` and
+      `conversation_tokens.load_corpus`.
   """
   splits: dict[sources.Split, list[TokenCorpus]] = {'train': [], 'held_out': []}
   for name, corpora in splits.items():
@@ -80,7 +81,7 @@ def _load_corpus(
   split: sources.Split,
 ) -> TokenCorpus:
   if source.kind == 'conversations':
-    return conversations.load_corpus(
+    return conversation_tokens.load_corpus(
       source,
       tokenizer,
       split=split,

@@ -231,7 +231,7 @@ def _points(
   """The lines that have both; numbers that JSON lacks are left out."""
   pairs = [(line[x], line[y]) for line in steps if x in line and y in line]
   pairs = [p for p in pairs if not any(isinstance(v, str) for v in p)]
-  return [p[0] for p in pairs], [p[1] for p in pairs]
+  return [float(p[0]) for p in pairs], [float(p[1]) for p in pairs]
 
 
 def _smooth(
@@ -242,4 +242,4 @@ def _smooth(
   kernel = np.ones(width) / width
   means = np.convolve(np.asarray(ys, float), kernel, mode='valid')
   start = (width - 1) // 2
-  return list(xs[start : start + len(means)]), [float(v) for v in means]
+  return list(xs[start : start + len(means)]), means.tolist()

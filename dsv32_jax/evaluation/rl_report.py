@@ -327,7 +327,8 @@ def _metric_table(steps: Sequence[Mapping]) -> pages.Table:
   rows = []
   for name in _names(steps):
     values = [line[name] for line in steps if name in line]
-    if all(isinstance(value, (int, float)) for value in values):
+    values = [value for value in values if not isinstance(value, str)]
+    if values:
       numbers = (values[0], values[-1], min(values), max(values))
       mean = float(np.mean(values))
       rows.append([name, *(_number(v) for v in (*numbers, mean))])

@@ -105,10 +105,11 @@ def run_all(
   """Starts the processes and waits for them.
 
   Args:
-    command: of this program, to which `--worker=N` is added.
+    command: of this program, to which `--worker=N --cores=A,B` is added; it
+      keeps to those cores.
     results: the directory.
     workers: how many processes.
-    cores: shared out among them in equal parts; each process sees its own only.
+    cores: shared out among them in equal parts.
     report: gets a line when a process ends.
 
   Returns:
@@ -126,10 +127,9 @@ def run_all(
   running: dict[int, subprocess.Popen] = {}
   try:
     for number in range(workers):
-      mine = list(cores[number * share : (number + 1) * share])
+      mine = ','.join(map(str, cores[number * share : (number + 1) * share]))
       running[number] = subprocess.Popen(
-        [sys.executable, *command, f'--worker={number}'],
-        preexec_fn=lambda mine=mine: os.sched_setaffinity(0, mine),
+        [sys.executable, *command, f'--worker={number}', f'--cores={mine}']
       )
     codes: dict[int, int] = {}
     while len(codes) < workers:

@@ -204,6 +204,7 @@ class Lab:
     self._workdir = pathlib.Path(workdir)
     self._report = report
     self._starts: dict[int, tuple[Start, dict]] = {}
+    self._before: dict[int, dict[str, float]] = {}
     self._samplers: dict[str, rollout.Sampler] = {}
     self._steps: dict[Any, Callable] = {}
     self._scores: dict[Any, Callable] = {}
@@ -241,6 +242,14 @@ class Lab:
       'seconds': time.perf_counter() - began,
       'series': series,
     }
+
+  def before(
+    self, seed: int, measure: Callable[[], dict[str, float]]
+  ) -> dict[str, float]:
+    """Held-out accuracy of a seed's start, measured once."""
+    if seed not in self._before:
+      self._before[seed] = measure()
+    return self._before[seed]
 
   def start(self, config: RLConfig) -> tuple[Start, dict]:
     """The start of a seed, with its variables on the host."""
@@ -338,7 +347,7 @@ class _Run:
     self._carry: Any = compiled_step.place_state(
       (state, np.asarray(True)), None
     )
-    self.before = self.accuracy()
+    self.before = lab.before(config.seed, self.accuracy)
 
   def train(self) -> tuple[list[dict[str, float]], int | None]:
     """A line a step, and the step that was not finite."""

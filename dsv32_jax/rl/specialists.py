@@ -41,19 +41,10 @@ from dsv32_jax.config.rl import (
   DomainConfig,
   RLConfig,
   RLEvaluationConfig,
-  RolloutConfig,
 )
 from dsv32_jax.config.training import EvaluationConfig, RunConfig
-from dsv32_jax.data import conversations
-from dsv32_jax.inference.sampling import Sampling
-from dsv32_jax.rl import (
-  answers,
-  demonstrations,
-  models,
-  rejection_sampling,
-  trainer,
-)
-from dsv32_jax.rl.rejection_sampling import Answer
+from dsv32_jax.rl import answers, demonstrations, models, trainer
+from dsv32_jax.rl.specialist_answers import Answers
 from dsv32_jax.rl.steps import Step, Steps
 from dsv32_jax.training import recipe
 
@@ -65,11 +56,6 @@ _COLD_START = 'cold_start'
 def _print(line: str) -> None:
   # A log that another process reads is not to be held back.
   print(line, flush=True)
-
-
-def pair_name(domain: str, mode: str) -> str:
-  """How a specialist is called."""
-  return f'{domain}-{mode}'
 
 
 class Distillation:
@@ -104,7 +90,8 @@ class Distillation:
     # machine, and the directory may move together with where it is run from.
     self.workdir = workdir
     self._report = report
-    self._pairs = {pair_name(*pair): pair for pair in config.pairs}
+    self._answers = Answers(config, workdir, report=report)
+    self._pairs = self._answers.pairs
     self._check_sources()
     _claim(config, workdir)
     self.steps = Steps(self._all_steps(), workdir, report=report)
@@ -141,14 +128,14 @@ class Distillation:
         Step(
           name=f'samples.{name}',
           needs=(f'specialist.{name}',),
-          run=functools.partial(self._samples, name),
+          run=functools.partial(self._answers.write_samples, name),
         )
       )
       evaluations.append(
         Step(
           name=f'evaluate.{name}',
           needs=(f'specialist.{name}',),
-          run=functools.partial(self._evaluate, name, (name,)),
+          run=functools.partial(self._answers.evaluate, name, (name,)),
         )
       )
     everything = tuple(self._pairs)
@@ -167,7 +154,7 @@ class Distillation:
         Step(
           name=f'evaluate.{model}',
           needs=(model,),
-          run=functools.partial(self._evaluate, model, everything),
+          run=functools.partial(self._answers.evaluate, model, everything),
         )
         for model in ('base', 'student', 'mixed')
       ),
@@ -185,7 +172,7 @@ class Distillation:
       settings = DataConfig(tokenizer=config.base.tokenizer)
       vocab_size = config.model.vocab_size
       tokenizer = data.make_tokenizer(settings, vocab_size=vocab_size)
-      tokenizer.save(str(self._tokenizer_dir()))
+      tokenizer.save(str(self._answers.tokenizer_dir))
       return self._hand_on('base', source)
     written = self.workdir / 'demonstrations'
     demonstrations.write_all(
@@ -195,13 +182,13 @@ class Distillation:
       config.base_run(str(written)), directory, report=self._report
     )
     run.run()
-    run.tokenizer.save(str(self._tokenizer_dir()))
+    run.tokenizer.save(str(self._answers.tokenizer_dir))
     return self._hand_on('base', run.stage_dir(config.base.order[-1]))
 
   def _specialist(self, name: str) -> Mapping[str, Any]:
     domain, mode = self._pairs[name]
     settings = self.config.domains[domain]
-    base = str(self._model_dir('base'))
+    base = str(self._answers.model_dir('base'))
     start: dict[str, Any] = {'init_from': base}
     if settings.demonstrations:
       sft = self.config.specialist_sft
@@ -226,67 +213,11 @@ class Distillation:
       **start,
     )
 
-  def _samples(self, name: str) -> Mapping[str, Any]:
-    domain, mode = self._pairs[name]
-    config, directory = self.config.rejection, self.workdir / 'samples' / name
-    asked = answers.Asked(
-      problems=answers.distinct_problems(
-        self.config.domains[domain].sources,
-        split='train',
-        mode=mode,
-        count=config.prompts,
-      ),
-      samples=config.samples,
-      max_new_tokens=self.config.max_new_tokens(domain),
-      sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
-      seed=self.config.seed,
-      part=config.part_prompts,
-    )
-    mark = models.fingerprint_of(self._model_dir(name))
-
-    def record(found: list[Answer]) -> dict[str, Any]:
-      chosen = rejection_sampling.select(
-        found, keep_per_prompt=config.keep_per_prompt
-      )
-      kept = [
-        rejection_sampling.conversation(answer, specialist=name, weights=mark)
-        for answer in chosen.answers
-      ]
-      return {
-        'counts': chosen.counts,
-        'conversations': [item.to_json() for item in kept],
-      }
-
-    with self._answerer(name) as answerer:
-      parts = answerer.parts(asked, directory, record, name=f'samples.{name}')
-    kept = [
-      conversations.Conversation.from_json(item)
-      for part in parts
-      for item in part['conversations']
-    ]
-    if not kept:
-      raise ValueError(
-        f'samples.{name}: no answer of {asked.samples} to each of '
-        f'{len(asked.problems)} prompts is right, expected some (is the '
-        'specialist trained at all?)'
-      )
-    conversations.write(directory / 'conversations.jsonl', kept)
-    counts = rejection_sampling.total([part['counts'] for part in parts])
-    return {
-      'counts': counts,
-      'specialist': name,
-      'weights': mark,
-      'versions': recipe.versions(),
-    }
-
   def _student(self) -> Mapping[str, Any]:
     directory = self.workdir / 'student'
     stage = self.config.student_sft.stage(
-      init_from=str(self._model_dir('base')),
-      paths=[
-        str(self.workdir / 'samples' / name / 'conversations.jsonl')
-        for name in self._pairs
-      ],
+      init_from=str(self._answers.model_dir('base')),
+      paths=[str(self._answers.conversations_of(name)) for name in self._pairs],
       tokenizer=self._tokenizer_config(),
     )
     config = RunConfig(
@@ -312,7 +243,7 @@ class Distillation:
         for domain, settings in self.config.domains.items()
         if settings.sources
       },
-      init_from=str(self._model_dir('student')),
+      init_from=str(self._answers.model_dir('student')),
     )
 
   def _reinforce(
@@ -345,81 +276,15 @@ class Distillation:
     run.run()
     return self._hand_on(name, directory)
 
-  def _evaluate(self, model: str, names: Sequence[str]) -> Mapping[str, Any]:
-    """Scores a model on the held-out problems of some pairs."""
-    config = self.config.evaluation
-    found = {}
-    with self._answerer(model) as answerer:
-      for name in names:
-        domain, mode = self._pairs[name]
-        asked = answers.Asked(
-          problems=answers.distinct_problems(
-            self.config.domains[domain].sources,
-            split='held_out',
-            mode=mode,
-            count=config.problems,
-          ),
-          samples=config.samples,
-          max_new_tokens=self.config.max_new_tokens(domain),
-          sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
-          seed=self.config.seed,
-          part=config.part_problems,
-        )
-        parts = answerer.parts(
-          asked,
-          self.workdir / 'evaluation' / model / name,
-          functools.partial(_scores, samples=config.samples),
-          name=f'{model} on {name}',
-        )
-        scores = [score for part in parts for score in part['scores']]
-        tokens = [count for part in parts for count in part['num_tokens']]
-        found[name] = {
-          'accuracy': sum(scores) / len(scores),
-          'problems': len(scores),
-          'mean_tokens': sum(tokens) / len(tokens),
-        }
-    return {
-      'pairs': found,
-      'weights': models.fingerprint_of(self._model_dir(model)),
-    }
-
-  def _answerer(self, model: str) -> answers.Answerer:
-    config, rl = self.config, self.config.specialist_rl
-    longest = max(config.max_new_tokens(domain) for domain, _ in config.pairs)
-    return answers.Answerer(
-      config.trained_model,
-      models.load(self._model_dir(model), config.trained_model),
-      data.load_tokenizer(str(self._tokenizer_dir())),
-      rl.rewards,
-      RolloutConfig(
-        max_batch=config.max_batch,
-        prefill_rows=rl.rollout.prefill_rows,
-        max_new_tokens=longest,
-        decode_steps=rl.rollout.decode_steps,
-        prefill_chunk=rl.rollout.prefill_chunk,
-        page_size=rl.rollout.page_size,
-      ),
-      max_tokens=rl.update.max_prompt_tokens + longest,
-      report=self._report,
-    )
-
   def _hand_on(self, name: str, source: pathlib.Path) -> Mapping[str, Any]:
     model = self.config.trained_model
-    mark = models.hand_on(
-      source, self._model_dir(name), model, {'model': convert.to_dict(model)}
-    )
-    return {'weights': mark}
-
-  def _model_dir(self, name: str) -> pathlib.Path:
-    return self.workdir / 'models' / name
-
-  def _tokenizer_dir(self) -> pathlib.Path:
-    """Where RL that starts from a model of this chain looks for it too."""
-    return self.workdir / 'tokenizer'
+    record = {'model': convert.to_dict(model)}
+    target = self._answers.model_dir(name)
+    return {'weights': models.hand_on(source, target, model, record)}
 
   def _tokenizer_config(self) -> TokenizerConfig:
     """The base's tokenizer for stages of other runs."""
-    directory = str(self._tokenizer_dir())
+    directory = str(self._answers.tokenizer_dir)
     if data.load_tokenizer(directory).name == 'bytes':
       return TokenizerConfig(kind='bytes')
     return TokenizerConfig(kind='hf', path=directory)
@@ -458,18 +323,6 @@ def _domain(settings: SpecialistDomain, modes: tuple[Any, ...]) -> DomainConfig:
     modes=modes,
     max_new_tokens=settings.max_new_tokens,
   )
-
-
-def _scores(found: list[Answer], *, samples: int) -> dict[str, Any]:
-  """What is kept of answers to held-out problems."""
-  groups = list(answers.by_problem(found, samples))
-  return {
-    'problems': [group[0].problem.id for group in groups],
-    'scores': [
-      sum(answer.is_correct for answer in group) / samples for group in groups
-    ],
-    'num_tokens': [answer.num_tokens for answer in found],
-  }
 
 
 def _claim(config: DistillationConfig, workdir: pathlib.Path) -> None:

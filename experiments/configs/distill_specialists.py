@@ -16,6 +16,7 @@ Presets:
 """
 
 import dataclasses
+from typing import Any
 
 from dsv32_jax.config import presets
 from dsv32_jax.config.data import DataConfig, SourceConfig
@@ -66,17 +67,15 @@ def source(name: str, **options) -> ProblemSourceConfig:
   return ProblemSourceConfig(name=name, options=options)
 
 
-def byte_model(**sizes) -> ModelConfig:
+def byte_model(**sizes: Any) -> ModelConfig:
   """A small model over bytes; k is below the length of most sequences."""
-  return dataclasses.replace(
-    presets.cpu(),
-    **{
-      'vocab_size': 272,
-      'index_topk': 24,
-      'max_position_embeddings': 128,
-      **sizes,
-    },
-  )
+  fields: dict[str, Any] = {
+    'vocab_size': 272,
+    'index_topk': 24,
+    'max_position_embeddings': 128,
+    **sizes,
+  }
+  return dataclasses.replace(presets.cpu(), **fields)
 
 
 def domains(

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from dsv32_jax import chat
 from dsv32_jax.chat import Message, Mode, ParseError
 from dsv32_jax.inference.engine import Engine
-from dsv32_jax.inference.requests import Request
+from dsv32_jax.inference.requests import Completion, Request
 from dsv32_jax.inference.sampling import Sampling
 
 
@@ -124,30 +124,45 @@ class EnginePolicy:
       for prompt in prompts
     ]
     self.engine.run()
-    return [self._read(ticket.result()) for ticket in tickets]
+    return [
+      read_completion(
+        ticket.result(), self._tokenizer, self._controls, mode=self._mode
+      )
+      for ticket in tickets
+    ]
 
-  def _read(self, completion: Any) -> Reply:
-    text = self._controls.decode(completion.tokens, self._tokenizer)
-    is_finished = completion.finish_reason == 'stop'
-    error = completion.error
-    try:
-      message = chat.parse(text, mode=self._mode)
-    except ParseError as parse_error:
-      message = chat.parse(text, mode=self._mode, recover=True)
-      error = error or (str(parse_error) if is_finished else None)
-      is_finished = False
-    return Reply(
-      content=message.content,
-      reasoning=message.reasoning,
-      num_tokens=len(completion.tokens),
-      num_reasoning_tokens=self._thought(completion.tokens),
-      is_finished=is_finished,
-      error=error,
-    )
 
-  def _thought(self, tokens: Sequence[int]) -> int:
-    """Tokens before the end of thoughts; all if they have none."""
-    if self._mode != 'thinking':
-      return 0
-    end = self._controls.ids.get(chat.THINK_END)
-    return len(list(itertools.takewhile(lambda token: token != end, tokens)))
+def read_completion(
+  completion: Completion,
+  tokenizer: chat.ChatTokenizer,
+  controls: chat.ControlTokens,
+  *,
+  mode: Mode,
+) -> Reply:
+  """What an engine's completion says.
+
+  One that breaks the grammar of chat, or was cut off, is not finished; what can
+  be read of it is kept.
+  """
+  text = controls.decode(completion.tokens, tokenizer)
+  is_finished = completion.finish_reason == 'stop'
+  error = completion.error
+  try:
+    message = chat.parse(text, mode=mode)
+  except ParseError as parse_error:
+    message = chat.parse(text, mode=mode, recover=True)
+    error = error or (str(parse_error) if is_finished else None)
+    is_finished = False
+  thought = 0
+  if mode == 'thinking':
+    end = controls.ids.get(chat.THINK_END)
+    before = itertools.takewhile(lambda t: t != end, completion.tokens)
+    thought = len(list(before))
+  return Reply(
+    content=message.content,
+    reasoning=message.reasoning,
+    num_tokens=len(completion.tokens),
+    num_reasoning_tokens=thought,
+    is_finished=is_finished,
+    error=error,
+  )

@@ -13,7 +13,7 @@ from dsv32_jax.config.data import (
   SourceConfig,
   TokenizerConfig,
 )
-from dsv32_jax.data import conversations
+from dsv32_jax.data import conversation_tokens, conversations
 from dsv32_jax.data.conversations import Conversation
 from dsv32_jax.data.tokenizer import ByteTokenizer
 from tests.support import chat_conversations
@@ -50,7 +50,7 @@ def with_tools() -> tuple[Message, ...]:
 def learnt(conversation: Conversation) -> list[str]:
   """What is learnt of each sequence, replies parted by '|'."""
   out = []
-  for ids, is_target in conversations.sequences(conversation, TOKENIZER):
+  for ids, is_target in conversation_tokens.sequences(conversation, TOKENIZER):
     runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(is_target)) + 1)
     learnt_runs = [run for run in runs if is_target[run[0]]]
     out.append('|'.join(TOKENIZER.decode(ids[run]) for run in learnt_runs))
@@ -98,7 +98,7 @@ def test_sequences_random_conversation_learns_what_encode_adds(seed):
   users = [i for i, m in enumerate(messages) if m.role in ('user', 'developer')]
   bounds = zip(users, [*users[1:], len(messages)], strict=True)
   turns = list(bounds) if mode == 'thinking' else [(0, len(messages))]
-  found = conversations.sequences(conversation, TOKENIZER)
+  found = conversation_tokens.sequences(conversation, TOKENIZER)
   assert len(found) == len(turns)
   for (ids, is_target), (first, end) in zip(found, turns, strict=True):
     part = messages[:end]
@@ -120,7 +120,7 @@ def test_sequences_control_strings_in_content_stay_plain_text():
       Message(role='assistant', content='no'),
     )
   )
-  [(ids, is_target)] = conversations.sequences(conversation, TOKENIZER)
+  [(ids, is_target)] = conversation_tokens.sequences(conversation, TOKENIZER)
   eos = TOKENIZER.special_ids[chat.EOS]
   assert (ids == eos).sum() == 1
   assert TOKENIZER.decode(ids[is_target]) == f'no{chat.EOS}'
@@ -157,7 +157,7 @@ def test_sequences_tokenizer_that_lets_content_pass_for_control_is_refused(
     )
   )
   with pytest.raises(ValueError, match=message):
-    conversations.sequences(conversation, tokenizer)
+    conversation_tokens.sequences(conversation, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_conversation_without_reasoning_in_thinking_mode_is_refused():
     messages=(USER, Message(role='assistant', content='4')), mode='thinking'
   )
   with pytest.raises(ValueError, match=r'messages\[1\]\.reasoning: is empty'):
-    conversations.sequences(conversation, TOKENIZER)
+    conversation_tokens.sequences(conversation, TOKENIZER)
 
 
 def test_write_then_read_gives_the_same_conversations(tmp_path):
@@ -216,6 +216,11 @@ def test_from_json_reads_openai_form_and_infers_the_mode():
   assert read.mode == 'thinking'
   assert read.tags == {'domain': 'writing'}
   assert [tool.name for tool in read.messages[0].tools] == ['now']
+
+
+def test_conversation_tag_that_would_be_read_as_a_field_is_refused():
+  with pytest.raises(chat.ChatError, match=r'tags\.tools: is a field'):
+    simple(tools=[])
 
 
 def test_from_json_unknown_mode_is_refused():

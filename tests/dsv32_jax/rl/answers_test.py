@@ -52,6 +52,7 @@ def test_distinct_problems_more_than_there_are_is_refused():
     distinct(few, count=50)
 
 
+@pytest.mark.slow
 def test_hand_on_copies_parameters_and_names_them(tmp_path):
   model = tiny_configs.config()
   variables = tiny_configs.variables(model)

@@ -1,17 +1,21 @@
 import pytest
 
-from dsv32_jax.chat import Message
+from dsv32_jax.chat import ControlTokens, Message
 from dsv32_jax.data.tokenizer import ByteTokenizer
 from dsv32_jax.inference.engine import Engine, EngineConfig
 from dsv32_jax.inference.requests import Completion
 from dsv32_jax.inference.sampling import Sampling
 from dsv32_jax.modules.transformer import DeepSeekV32
-from dsv32_jax.rl.speciale.policy import EnginePolicy, Prompt, seed_of
+from dsv32_jax.rl.speciale.policy import (
+  EnginePolicy,
+  Prompt,
+  read_completion,
+  seed_of,
+)
 from tests.support import tiny_configs
 
 
-@pytest.fixture(scope='module')
-def engine():
+def make_engine():
   cfg = tiny_configs.config(vocab_size=272)
   model, variables = DeepSeekV32(cfg), tiny_configs.variables(cfg)
   config = EngineConfig(max_batch=2, max_waiting=3, max_tokens=48, page_size=16)
@@ -33,8 +37,9 @@ def prompts(*seeds):
   return [Prompt(messages=(message,), seed=seed) for seed in seeds]
 
 
-def test_engine_answers_more_prompts_than_may_wait_in_order(engine):
-  replies = policy(engine)(prompts(1, 2, 3, 1, 5, 6, 7, 2))
+@pytest.mark.slow
+def test_engine_answers_more_prompts_than_may_wait_in_order():
+  replies = policy(make_engine())(prompts(1, 2, 3, 1, 5, 6, 7, 2))
   assert len(replies) == 8
   assert replies[0] == replies[3]
   assert replies[1] == replies[7]
@@ -42,7 +47,7 @@ def test_engine_answers_more_prompts_than_may_wait_in_order(engine):
   assert all(1 <= reply.num_tokens <= 6 for reply in replies)
 
 
-def read(engine, text, mode, reason='stop'):
+def read(text, mode, reason='stop'):
   tokenizer = ByteTokenizer()
   tokens = []
   for part in text:
@@ -59,26 +64,27 @@ def read(engine, text, mode, reason='stop'):
     text='',
     finish_reason=reason,
   )
-  return policy(engine, mode)._read(completion)
+  controls = ControlTokens.from_tokenizer(tokenizer)
+  return read_completion(completion, tokenizer, controls, mode=mode)
 
 
 _END, _EOS = '</think>', '<｜end▁of▁sentence｜>'
 
 
-def test_thoughts_are_counted_up_to_their_end(engine):
-  reply = read(engine, ['abc', _END, 'de', _EOS], 'thinking')
+def test_thoughts_are_counted_up_to_their_end():
+  reply = read(['abc', _END, 'de', _EOS], 'thinking')
   assert (reply.reasoning, reply.content) == ('abc', 'de')
   assert reply.num_reasoning_tokens == 3
   assert reply.num_tokens == 7
   assert reply.is_finished
-  assert read(engine, ['de', _EOS], 'chat').num_reasoning_tokens == 0
+  assert read(['de', _EOS], 'chat').num_reasoning_tokens == 0
 
 
-def test_reply_that_is_cut_off_or_breaks_the_grammar_is_not_finished(engine):
-  cut = read(engine, ['abc'], 'thinking', reason='length')
+def test_reply_that_is_cut_off_or_breaks_the_grammar_is_not_finished():
+  cut = read(['abc'], 'thinking', reason='length')
   assert not cut.is_finished
   assert cut.num_reasoning_tokens == 3
-  broken = read(engine, ['abc', _EOS], 'thinking')
+  broken = read(['abc', _EOS], 'thinking')
   assert not broken.is_finished
   assert broken.error is not None
 

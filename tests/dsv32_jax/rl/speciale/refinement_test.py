@@ -236,7 +236,7 @@ def test_issues_come_first_and_in_random_order():
 
 def test_refinement_of_derivations_mends_what_an_honest_prover_got_wrong():
   rng = random.Random(0)
-  tasks = [make_task('solve', TaskSize(), rng)[0] for _ in range(20)]
+  tasks = [make_task('solve', TaskSize(), rng)[0] for _ in range(6)]
   honest = ScriptedProver(right=0.3, mends=0.5, blind=0.0, unreadable=0.1)
   found = refine(honest, DIALOGUE, tasks, RefineConfig(rounds=16), seed=3)
   assert all(one.stopped == 'passed' for one in found)

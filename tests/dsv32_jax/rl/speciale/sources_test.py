@@ -18,7 +18,7 @@ SMALL = {'kinds': ['compute', 'solve'], 'numbers': 2}
 def test_demonstrations_earn_everything(name, mode):
   source = sources.make(name, {'mode': mode})
   assert isinstance(source, ProblemSource)
-  for index in range(4):
+  for index in range(2):
     problem = source.problem('train', index)
     message = source.demonstration(problem, random.Random(index))
     assert scorers.score(problem, message).total == 1
@@ -31,7 +31,7 @@ def test_problems_are_the_same_for_the_same_index_and_split_by_task(name):
   source, again = sources.make(name, SMALL), sources.make(name, SMALL)
   other = sources.make(name, SMALL | {'seed': 1})
   differ = 0
-  for index in range(5):
+  for index in range(2):
     for split in ('train', 'held_out'):
       problem = source.problem(split, index)
       assert problem == again.problem(split, index)
@@ -40,7 +40,7 @@ def test_problems_are_the_same_for_the_same_index_and_split_by_task(name):
       assert is_held_out(task.question) == (split == 'held_out')
       assert is_held_out(problem.prompt) == (split == 'held_out')
       assert 'right' not in problem.prompt
-  assert differ >= 5
+  assert differ >= 2
 
 
 def test_shown_derivations_have_the_shares_and_faults_that_were_asked_for():
@@ -48,19 +48,19 @@ def test_shown_derivations_have_the_shares_and_faults_that_were_asked_for():
     'speciale/review', SMALL | {'right_share': 0.5, 'faults': ['rule']}
   )
   kinds = []
-  for index in range(30):
+  for index in range(18):
     reference = source.problem('train', index).reference
     steps = parse_derivation(reference['proof'])
     faults = check(Task(**reference['task']), steps).faults
     kinds.append(faults[0].kind if faults else None)
   assert set(kinds) == {None, 'rule'}
-  assert 5 <= kinds.count(None) <= 25
+  assert 3 <= kinds.count(None) <= 15
 
 
 def test_analyses_to_judge_are_of_every_quality():
   source = sources.make('speciale/meta', {})
   qualities = []
-  for index in range(30):
+  for index in range(18):
     reference = source.problem('train', index).reference
     truth = check(
       Task(**reference['task']), parse_derivation(reference['proof'])
