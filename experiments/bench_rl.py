@@ -14,6 +14,7 @@ import concurrent.futures
 import dataclasses
 import json
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +34,9 @@ _SAMPLES = flags.DEFINE_integer('samples', 512, 'Responses, all at a time.')
 _GROUP = flags.DEFINE_integer('group_size', 16, 'Responses a prompt.')
 _MAX_TOKENS = flags.DEFINE_integer('max_tokens', 4096, 'Longest, with prompt.')
 _PROMPT = flags.DEFINE_integer('prompt_tokens', 256, 'Of each prompt.')
-_SHORTEST = flags.DEFINE_float('shortest', 0.25, 'Shortest over longest answer.')
+_SHORTEST = flags.DEFINE_float(
+  'shortest', 0.25, 'Shortest over longest answer.'
+)
 _TOP_P = flags.DEFINE_float('top_p', 0.95, 'Nucleus; with top_k 64.')
 _ROWS = flags.DEFINE_integer('micro_rows', 2, 'Rows of a micro-batch.')
 _WIDTH = flags.DEFINE_integer('row_widths', 2, 'Longest responses a row.')
@@ -55,7 +58,7 @@ def _requests(vocab_size, seed, *, longest=None):
   generator = np.random.default_rng(seed)
   most = longest or _MAX_TOKENS.value - _PROMPT.value
   sampling = inference.Sampling(top_p=_TOP_P.value, top_k=64)
-  found = []
+  found, prompt = [], []
   for number in range(_SAMPLES.value):
     if number % _GROUP.value == 0:
       prompt = generator.integers(2, vocab_size, _PROMPT.value).tolist()
@@ -141,7 +144,7 @@ class _Trainer:
     small = OptimizerConfig(peak_learning_rate=1e-6)
     tx = optimizer.for_groups({'main': small, 'indexer': small}, 100, stage)
     self.state = state.create(variables, stage, tx)
-    self._step = jax.jit(
+    self._step: Any = jax.jit(
       step_lib.make_rl_step(
         self._model,
         GRPO,
@@ -197,12 +200,12 @@ def _any_batch(trainer):
 
 def main(argv):
   del argv
-  cfg = dataclasses.replace(
-    presets.get(_PRESET.value),
-    remat=_REMAT.value,
-    query_chunk=_CHUNK.value,
-    max_position_embeddings=_MAX_TOKENS.value,
-  )
+  changes: dict[str, Any] = {
+    'remat': _REMAT.value,
+    'query_chunk': _CHUNK.value,
+    'max_position_embeddings': _MAX_TOKENS.value,
+  }
+  cfg = dataclasses.replace(presets.get(_PRESET.value), **changes)
   half = dataclasses.replace(
     cfg, precision=Precision(param='bfloat16', compute='bfloat16')
   )
@@ -242,7 +245,10 @@ def main(argv):
     compiled.result()
   print(f'compiled the step: {time.perf_counter() - began:.0f} s', flush=True)
   completions, spent = _roll_out(engine, requests)
-  figures = {'preset': _PRESET.value, 'samples': len(completions)}
+  figures: dict[str, Any] = {
+    'preset': _PRESET.value,
+    'samples': len(completions),
+  }
   figures |= _rollout_figures(half, weight_bytes, completions, spent)
   print(json.dumps(figures, indent=1), flush=True)
   began = time.perf_counter()

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -60,17 +61,18 @@ def main(argv: list[str]) -> None:
   values = _SIZES.value.to_dict() | {'protocol': _PROTOCOL.value}
   config = session.protocol_config(values)
   role = 'speciale/review' if config.protocol == 'label' else 'speciale/proof'
-  options = {
+  options: dict = {
     'mode': _MODE.value,
     'explains': _BASE_URL.value is not None,
     **json.loads(_SOURCE.value),
   }
+  mode: Any = _MODE.value
   policy = session.make_policy(
     checkpoint=_CHECKPOINT.value,
     base_url=_BASE_URL.value,
     model=_MODEL.value,
     api_key=os.environ.get('DSV32_API_KEY'),
-    mode=_MODE.value,
+    mode=mode,
     max_new_tokens=_MAX_NEW_TOKENS.value,
     parallel=_MAX_BATCH.value,
     temperature=_TEMPERATURE.value,

@@ -45,13 +45,19 @@ def make(config: RLConfig) -> tuple[Parallel | None, Parallel | None]:
     training = _parallel('mesh', config.mesh, devices[:rest])
     sampling = _parallel('rollout_mesh', sampling_mesh, devices[rest:])
   if training is not None:
-    specs.check_batch(
-      training,
-      batch_size=config.rows,
-      seq_len=config.row_tokens,
-      micro_batches=config.update.micro_batches,
-      where='update.',
-    )
+    try:
+      specs.check_batch(
+        training,
+        batch_size=config.rows,
+        seq_len=config.row_tokens,
+        micro_batches=config.update.micro_batches,
+        where='update.',
+      )
+    except ValueError as error:
+      # Rows are made of responses, not of documents.
+      text = str(error).replace('.batch_size', '.rows')
+      text = text.replace('.seq_len', '.row_tokens')
+      raise ValueError(text) from None
   return training, sampling
 
 

@@ -102,6 +102,8 @@ class Sampler:
     self._parallel = parallel
     # What is handed over is laid out as the trainer's; then it is cast.
     self._model = DeepSeekV32(sampler_model(model, config.precision))
+    # Once: it traces the whole model.
+    self._shapes = state_lib.variable_shapes(self._model, parallel)
     with parallel_lib.use(parallel):
       self._engine = Engine(
         self._model,
@@ -208,7 +210,7 @@ class Sampler:
 
   def _received(self, variables: dict) -> dict:
     """The trainer's variables on the sampler's devices, rounded as asked."""
-    shapes = state_lib.variable_shapes(self._model, self._parallel)
+    shapes = self._shapes
     if self._parallel is not None:
       variables = jax.tree.map(
         lambda leaf, shape: jax.device_put(leaf, shape.sharding),

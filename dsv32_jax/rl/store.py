@@ -53,7 +53,7 @@ class RolloutStore:
     content = {'groups': record, 'extra': dict(extra)}
     (temporary / _GROUPS).write_text(json.dumps(content), encoding='utf-8')
     with open(temporary / _ARRAYS, 'wb') as file:
-      np.savez(file, **arrays)
+      np.savez(file, **arrays)  # pyrefly: ignore
     for file_path in temporary.iterdir():
       _sync(file_path)
     integrity.seal(temporary)
@@ -250,7 +250,7 @@ def _response(columns: dict) -> dict:
     array = columns.get(name)
     found[name] = None if array is None else array.astype(np.int32)
   lengths, ids = columns.get('kept_length'), columns.get('kept')
-  if lengths is not None:
+  if lengths is not None and ids is not None:
     kept, start = [], 0
     for length in lengths.tolist():
       kept.append(None if length == _ALL else ids[start : start + length])

@@ -158,7 +158,9 @@ def smoke() -> DistillationConfig:
     ),
     'logical_reasoning': SpecialistDomain(
       sources=(
-        source('gym/isomorphic_strings', wording='short', max_string_length=3),
+        source(
+          'gym/spell_backward', wording='short', min_word_len=3, max_word_len=3
+        ),
       ),
       modes=('chat',),
       demonstrations=100,

@@ -6,8 +6,7 @@ r"""Mixed RL in one stage (arXiv:2512.02556, section 3), at laptop scale and up.
 Presets:
   smoke    everything once: does it run? A minute.
   cpu      0.46M parameters over bytes reverse words: cold start, then RL. Two
-           cores, a quarter of an hour at most; accuracy on held-out words rises
-           by at least 30 points and three times.
+           cores.
   r1_zero  the same straight from the base model, without SFT (R1-Zero's way).
   mini     `mini`, three domains in both modes: one GPU.
   small    `small`, 512 responses of up to 4096 tokens a batch: one H100.
@@ -17,6 +16,7 @@ learning rate 3e-6, KL strength 1e-3), `small` has them.
 """
 
 import dataclasses
+from typing import Any
 
 from dsv32_jax.config import presets
 from dsv32_jax.config.data import DataConfig, SourceConfig, TokenizerConfig
@@ -52,7 +52,7 @@ def get_config(preset: str = 'cpu'):
   return flags.to_config_dict(known[preset]())
 
 
-def adam(peak: float, **more) -> OptimizerConfig:
+def adam(peak: float, **more: Any) -> OptimizerConfig:
   """AdamW without decay."""
   return OptimizerConfig(peak_learning_rate=peak, weight_decay=0.0, **more)
 
@@ -67,35 +67,32 @@ def conversations(name: str, *, seq_len: int, batch_size: int) -> DataConfig:
   )
 
 
-def gym(family: str, **options) -> ProblemSourceConfig:
+def gym(family: str, **options: Any) -> ProblemSourceConfig:
   """A family of reasoning-gym in few bytes."""
   return ProblemSourceConfig(
     name=f'gym/{family}', options={'wording': 'short', **options}
   )
 
 
-def byte_model(**sizes) -> ModelConfig:
+def byte_model(**sizes: Any) -> ModelConfig:
   """A small model over bytes; k is below every sequence's length."""
-  return dataclasses.replace(
-    presets.cpu(),
-    **{
-      'vocab_size': 272,
-      'hidden_size': 96,
-      'num_hidden_layers': 3,
-      'q_lora_rank': 48,
-      'kv_lora_rank': 32,
-      'qk_nope_head_dim': 24,
-      'qk_rope_head_dim': 8,
-      'v_head_dim': 24,
-      'intermediate_size': 192,
-      'moe_intermediate_size': 48,
-      'index_n_heads': 4,
-      'index_head_dim': 16,
-      'index_topk': 12,
-      'max_position_embeddings': 64,
-      **sizes,
-    },
-  )
+  fields: dict[str, Any] = {
+    'vocab_size': 272,
+    'hidden_size': 96,
+    'num_hidden_layers': 3,
+    'q_lora_rank': 48,
+    'kv_lora_rank': 32,
+    'qk_nope_head_dim': 24,
+    'qk_rope_head_dim': 8,
+    'v_head_dim': 24,
+    'intermediate_size': 192,
+    'moe_intermediate_size': 48,
+    'index_n_heads': 4,
+    'index_head_dim': 16,
+    'index_topk': 12,
+    'max_position_embeddings': 64,
+  }
+  return dataclasses.replace(presets.cpu(), **(fields | sizes))
 
 
 def smoke() -> RLConfig:
@@ -108,7 +105,7 @@ def smoke() -> RLConfig:
     domains={
       'mathematics': DomainConfig(sources=(source,)),
       'logical_reasoning': DomainConfig(
-        sources=(gym('isomorphic_strings', max_string_length=3),)
+        sources=(gym('spell_backward', min_word_len=3, max_word_len=3),)
       ),
     },
     demonstrations={'start': (DemonstrationConfig(source=source, count=200),)},
@@ -163,7 +160,7 @@ def cpu() -> RLConfig:
   sums = gym('chain_sum', max_digits=1)
   return RLConfig(
     model=byte_model(),
-    batches=260,
+    batches=300,
     domains={
       'logical_reasoning': DomainConfig(sources=(words,), weight=7.0),
       'mathematics': DomainConfig(sources=(sums,)),
@@ -202,17 +199,12 @@ def cpu() -> RLConfig:
       page_size=32,
       decode_steps=6,
     ),
-    # The verifier of reversed words marks letter by letter. Accuracy counts
-    # full marks alone.
-    rewards=RewardConfig(
-      domains={'logical_reasoning': DomainReward(threshold=0.0)}
-    ),
     grpo=GRPOConfig(domain_kl_strength={'mathematics': 0.0}),
     update=UpdateConfig(
       minibatches=4,
       row_tokens=46,
       max_prompt_tokens=17,
-      optimizer=adam(2e-4, warmup_steps=10, b2=0.98),
+      optimizer=adam(1e-4, warmup_steps=10, b2=0.98),
       indexer_optimizer=adam(1e-3, b2=0.98),
       reference_every=50,
     ),
@@ -252,7 +244,7 @@ def text_stages(
   seq_len: int,
   batch_size: int,
   peak: float,
-  **more,
+  **more: Any,
 ) -> dict[str, StageConfig]:
   """Pretraining on program text, dense warm-up, SFT on demonstrations."""
   tokenizer = TokenizerConfig(kind='bpe')
@@ -289,7 +281,7 @@ def text_stages(
   }
 
 
-def reasoning(count: int, **options) -> dict:
+def reasoning(count: int, **options: Any) -> dict[str, Any]:
   """Domains with sources that work offline, both modes, and a cold start."""
   sources = {
     'mathematics': ProblemSourceConfig(name='mathematics', options=options),

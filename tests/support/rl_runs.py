@@ -33,6 +33,7 @@ from dsv32_jax.config.rl import (
 )
 from dsv32_jax.config.training import (
   CheckpointConfig,
+  MeshConfig,
   OptimizerConfig,
   StageConfig,
 )
@@ -49,12 +50,10 @@ def config(**changes: Any) -> RLConfig:
     'domains': {
       'mathematics': DomainConfig(sources=(sums,), weight=2.0),
       'logical_reasoning': DomainConfig(
-        sources=(source('isomorphic_strings', max_string_length=3),)
+        sources=(source('spell_backward', min_word_len=3, max_word_len=3),)
       ),
     },
-    'demonstrations': {
-      'start': (DemonstrationConfig(source=sums, count=60),)
-    },
+    'demonstrations': {'start': (DemonstrationConfig(source=sums, count=60),)},
     'stages': {
       'cold_start': StageConfig(
         kind='sft',
@@ -99,6 +98,8 @@ def config(**changes: Any) -> RLConfig:
       problems=4, every_batches=2, problems_on_the_way=4, greedy=False
     ),
     'checkpoint': CheckpointConfig(every_steps=1),
+    # Tests have eight devices.
+    'mesh': MeshConfig(data=1),
   }
   return RLConfig(**(fields | changes))
 
@@ -152,7 +153,8 @@ def digest(workdir: pathlib.Path) -> dict[str, Any]:
   from dsv32_jax.checkpoints import integrity
 
   newest = max((workdir / 'checkpoints').glob('step_*'))
-  assert integrity.is_sealed(newest) and integrity.damage(newest) is None
+  assert integrity.is_sealed(newest)
+  assert integrity.damage(newest) is None
   return {
     'step': newest.name,
     'state': _state_hash(newest),

@@ -196,15 +196,4 @@ SHORT = {
     lambda item: str(_meta('decimal_value')(item)),
     {'max_value': 255},
   ),
-  'isomorphic_strings': ShortForm(
-    lambda item: 'same shape? ' + ' '.join(_meta('words')(item)),
-    lambda item: ' '.join(_shape(word) for word in _meta('words')(item)),
-    {'max_string_length': 6},
-  ),
 }
-
-
-def _shape(word: str) -> str:
-  """A word with its letters numbered as they come: 'abba' is '0110'."""
-  first: dict[str, str] = {}
-  return ''.join(first.setdefault(letter, str(len(first))) for letter in word)

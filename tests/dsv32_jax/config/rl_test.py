@@ -33,12 +33,18 @@ def test_config_tells_the_shape_of_a_minibatch():
   other = rl_runs.config(update=update)
   assert (other.row_tokens, other.most_rows, other.rows) == (48, 9, 3)
   assert config.kept_cap == 272
-  assert rl_runs.config(
-    rollout=dataclasses.replace(config.rollout, top_k=20)
-  ).kept_cap == 20
-  assert rl_runs.config(
-    rollout=dataclasses.replace(config.rollout, top_p=1.0)
-  ).kept_cap is None
+  assert (
+    rl_runs.config(
+      rollout=dataclasses.replace(config.rollout, top_k=20)
+    ).kept_cap
+    == 20
+  )
+  assert (
+    rl_runs.config(
+      rollout=dataclasses.replace(config.rollout, top_p=1.0)
+    ).kept_cap
+    is None
+  )
 
 
 def test_config_places_demonstrations_where_stages_read_them():

@@ -36,4 +36,6 @@ def test_board_on_a_terminal_draws_steps_and_phase():
   board.update(2, {'reward/mean': 0.25})
   board.close()
   text = stream.getvalue()
-  assert '3/8' in text and '2/2' in text and 'reward 0.250' in text
+  assert '3/8' in text
+  assert '2/2' in text
+  assert 'reward 0.250' in text

@@ -5,20 +5,18 @@ import pytest
 
 pytest.importorskip('reasoning_gym')
 
-from dsv32_jax.config.rl import DomainConfig  # noqa: E402
-from dsv32_jax.rl.prompts import (  # noqa: E402
+from dsv32_jax.config.rl import DomainConfig
+from dsv32_jax.rl.prompts import (
   Prompts,
   check_lengths,
   draw_seed,
 )
-from tests.support import rl_runs  # noqa: E402
+from tests.support import rl_runs
 
 
 def config(**changes):
   sources = (
-    dataclasses.replace(
-      rl_runs.source('chain_sum', max_digits=2), weight=3.0
-    ),
+    dataclasses.replace(rl_runs.source('chain_sum', max_digits=2), weight=3.0),
     rl_runs.source('gcd'),
   )
   domains = {
@@ -61,7 +59,8 @@ def test_held_out_problems_differ_and_are_no_training_prompts():
   training = {
     problem.prompt for b in range(100) for problem in prompts.batch(b)
   }
-  assert len(training) > 200 and not texts & training
+  assert len(training) > 200
+  assert not texts & training
 
 
 def test_held_out_problems_that_do_not_exist_are_refused():

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip('reasoning_gym')
 
-from dsv32_jax.rl import trainer  # noqa: E402
-from tests.support import rl_runs  # noqa: E402
+from dsv32_jax.rl import trainer
+from tests.support import rl_runs
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +102,8 @@ def test_whole_run_samples_ahead_learns_and_is_left_alone_when_done(served):
   assert max(drifts) < 1e-5
   assert max(line['grpo/log_ratio_abs_max'] for line in lines) > 1e-3
   fractions = [line['compute/rl_over_pretraining'] for line in lines]
-  assert fractions == sorted(fractions) and fractions[0] > 0
+  assert fractions == sorted(fractions)
+  assert fractions[0] > 0
 
   before = (whole / 'metrics.jsonl').read_bytes()
   said: list[str] = []

@@ -58,7 +58,9 @@ def test_label_without_what_it_needs_is_refused():
 
 
 def test_labels_of_a_verifier_that_often_sees_nothing_are_still_true():
-  source = sources.make('speciale/review', {'kinds': ['compute', 'solve']})
+  source = sources.make(
+    'speciale/review', {'kinds': ['compute', 'solve'], 'right_share': 0.2}
+  )
   problems = [source.problem('held_out', i) for i in range(3)]
   proofs = [
     (Task(**p.reference['task']), p.reference['proof']) for p in problems
