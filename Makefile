@@ -40,7 +40,7 @@ reproduce: ## train a small DeepSeek-V3.2 through the paper's stages, and report
 
 test: ## the test suite on one Python, without the slow tests
 	@$(call environment,test tokenizers serve rl) && \
-	  $(pytest) -m 'not slow and not gpu' $(ARGS)
+	  $(pytest) -m 'not slow and not exhaustive and not gpu' $(ARGS)
 
 # pytest exits with 5 when it selects no test: fine here, an error in `test`.
 test-slow: ## the tests marked slow, on one Python
