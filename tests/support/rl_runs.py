@@ -14,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 import traceback
+import warnings
 from typing import Any
 
 from dsv32_jax.config.data import DataConfig, SourceConfig
@@ -183,7 +184,10 @@ def _state_hash(path: pathlib.Path) -> str:
   import orbax.checkpoint as ocp
 
   checkpointer = ocp.PyTreeCheckpointer()
-  tree = checkpointer.restore(path / 'state')
+  with warnings.catch_warnings():
+    # Read on the device that wrote it.
+    warnings.filterwarnings('ignore', 'Sharding info not provided')
+    tree = checkpointer.restore(path / 'state')
   found = hashlib.sha256()
   for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
     found.update(jax.tree_util.keystr(place).encode())
