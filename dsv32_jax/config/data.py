@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from dsv32_jax.config.checks import require
 from dsv32_jax.config.model import check_types
 
 SourceKind = Literal[
@@ -17,11 +18,6 @@ SourceKind = Literal[
 # Kinds that read `path`.
 _FROM_FILES = ('text', 'jsonl', 'conversations')
 TokenizerKind = Literal['bytes', 'bpe', 'hf', 'deepseek']
-
-
-def _require(condition: bool, message: str) -> None:
-  if not condition:
-    raise ValueError(message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,28 +54,28 @@ class SourceConfig:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       bool(self.path) == (self.kind in _FROM_FILES),
       f'path: got {self.path!r} for kind {self.kind!r}, expected a path for '
       f'{", ".join(map(repr, _FROM_FILES))} only',
     )
-    _require(
+    require(
       not self.packages or self.kind == 'site_packages',
       f'packages: got {self.packages!r} for kind {self.kind!r}, expected them '
       "for 'site_packages' only",
     )
-    _require(
+    require(
       not self.separator or self.kind == 'text',
       f'separator: got {self.separator!r} for kind {self.kind!r}, expected one '
       "for 'text' only",
     )
-    _require(
+    require(
       self.weight > 0,
       f'weight: got {self.weight}, expected a positive number',
     )
     for name in ('max_documents', 'max_bytes'):
       value = getattr(self, name)
-      _require(value >= 0, f'{name}: got {value}, expected 0 or more')
+      require(value >= 0, f'{name}: got {value}, expected 0 or more')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,17 +101,17 @@ class TokenizerConfig:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       bool(self.path) == (self.kind == 'hf'),
       f'path: got {self.path!r} for kind {self.kind!r}, expected a path for '
       "'hf' only",
     )
-    _require(
+    require(
       self.vocab_size is None or self.kind == 'bpe',
       f'vocab_size: got {self.vocab_size} for kind {self.kind!r}, expected '
       "None (only 'bpe' has a choice)",
     )
-    _require(
+    require(
       self.train_bytes > 0,
       f'train_bytes: got {self.train_bytes}, expected a positive number',
     )
@@ -148,28 +144,28 @@ class RecallConfig:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       0 <= self.share <= 1,
       f'share: got {self.share}, expected 0 to 1',
     )
-    _require(
+    require(
       self.min_gap >= 1,
       f'min_gap: got {self.min_gap}, expected at least 1',
     )
-    _require(
+    require(
       self.max_gap is None or self.max_gap >= self.min_gap,
       f'max_gap: got {self.max_gap}, expected at least min_gap {self.min_gap}',
     )
-    _require(
+    require(
       1 <= self.num_keys <= self.key_vocab,
       f'num_keys: got {self.num_keys}, expected 1 to key_vocab '
       f'{self.key_vocab}',
     )
-    _require(
+    require(
       self.num_values >= 2,
       f'num_values: got {self.num_values}, expected at least 2',
     )
-    _require(
+    require(
       self.first_token is None or self.first_token >= 0,
       f'first_token: got {self.first_token}, expected 0 or more',
     )
@@ -196,11 +192,11 @@ class LengthBucket:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       self.min_fraction >= 0,
       f'min_fraction: got {self.min_fraction}, expected 0 or more',
     )
-    _require(
+    require(
       self.share > 0, f'share: got {self.share}, expected a positive number'
     )
 
@@ -248,36 +244,36 @@ class DataConfig:
     check_types(self)
     for name in ('seq_len', 'batch_size'):
       value = getattr(self, name)
-      _require(value >= 1, f'{name}: got {value}, expected at least 1')
+      require(value >= 1, f'{name}: got {value}, expected at least 1')
     for name in ('seed', 'prefetch'):
       value = getattr(self, name)
-      _require(value >= 0, f'{name}: got {value}, expected 0 or more')
+      require(value >= 0, f'{name}: got {value}, expected 0 or more')
     for name, kind in (
       ('sources', SourceConfig),
       ('length_mix', LengthBucket),
     ):
       for item in getattr(self, name):
-        _require(
+        require(
           isinstance(item, kind),
           f'{name}: got {item!r}, expected {kind.__name__}',
         )
-    _require(
+    require(
       len(self.sources) > 0, 'sources: got none, expected at least one corpus'
     )
-    _require(
+    require(
       0 <= self.held_out_fraction < 1,
       f'held_out_fraction: got {self.held_out_fraction}, expected 0 <= '
       'held_out_fraction < 1',
     )
     fractions = [bucket.min_fraction for bucket in self.length_mix]
-    _require(
+    require(
       fractions == sorted(set(fractions)),
       f'length_mix: got min_fraction {fractions}, expected a rising order',
     )
     if self.recall.share > 0:
       check_recall_fits(self.recall, seq_len=self.seq_len)
     if self.has_conversations:
-      _require(
+      require(
         self.recall.share == 0,
         f'recall.share: got {self.recall.share} beside a source of '
         'conversations, expected 0 (recall rows are filled with plain text)',
@@ -304,13 +300,13 @@ def check_recall_fits(recall: RecallConfig, *, seq_len: int) -> None:
   if recall.max_gap is None:
     needed = max(recall.min_gap + 2 * n - 1, 3 * n - 1)
   else:
-    _require(
+    require(
       recall.max_gap >= 2 * n - 1,
       f'recall.max_gap: got {recall.max_gap}, expected at least {2 * n - 1} '
       f'for recall.num_keys {n}',
     )
     needed = max(recall.min_gap, 2 * n - 1) + 2 * n - 1
-  _require(
+  require(
     seq_len >= needed,
     f'seq_len: got {seq_len}, expected at least {needed} for '
     f'recall.num_keys {n} and recall.min_gap {recall.min_gap}',

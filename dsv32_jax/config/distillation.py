@@ -7,6 +7,7 @@ one mixed RL stage follows. The paper gives no amounts.
 
 import dataclasses
 
+from dsv32_jax.config.checks import check_at_least, require
 from dsv32_jax.config.data import TokenizerConfig
 from dsv32_jax.config.model import ModelConfig, check_types
 from dsv32_jax.config.rl import (
@@ -39,20 +40,6 @@ SPECIALISED_DOMAINS = (
 )
 
 
-def _require(condition: bool, message: str) -> None:
-  if not condition:
-    raise ValueError(message)
-
-
-def _check_at_least(config: object, least: int | float, *names: str) -> None:
-  for name in names:
-    value = getattr(config, name)
-    _require(
-      value is None or value >= least,
-      f'{name}: got {value}, expected at least {least}',
-    )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RLStepConfig:
   """RL from a checkpoint; the fields are those of `config.rl.RLConfig`.
@@ -75,7 +62,7 @@ class RLStepConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 1, 'batches', 'evaluate_problems')
+    check_at_least(self, 1, 'batches', 'evaluate_problems')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,19 +95,19 @@ class SpecialistDomain:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 0, 'demonstrations', 'weight')
-    _check_at_least(self, 1, 'sft_steps', 'rl_batches', 'max_new_tokens')
-    _require(
+    check_at_least(self, 0, 'demonstrations', 'weight')
+    check_at_least(self, 1, 'sft_steps', 'rl_batches', 'max_new_tokens')
+    require(
       bool(self.sources) != bool(self.unpopulated),
       f'sources: got {len(self.sources)} with unpopulated '
       f'{self.unpopulated!r}, expected sources, or the reason why none',
     )
-    _require(
+    require(
       len(self.modes) > 0 and len(set(self.modes)) == len(self.modes),
       f'modes: got {self.modes}, expected different ones, at least one',
     )
     for mode in self.modes:
-      _require(
+      require(
         mode in ('thinking', 'chat'),
         f"modes: got {mode!r}, expected 'thinking' or 'chat'",
       )
@@ -150,15 +137,15 @@ class RejectionConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(
+    check_at_least(
       self, 1, 'prompts', 'samples', 'keep_per_prompt', 'part_prompts'
     )
-    _require(
+    require(
       self.temperature > 0,
       f'temperature: got {self.temperature}, expected a positive number (k '
       'greedy answers are all equal)',
     )
-    _require(
+    require(
       0 < self.top_p <= 1,
       f'top_p: got {self.top_p}, expected 0 < top_p <= 1',
     )
@@ -184,11 +171,11 @@ class PairedEvaluationConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 1, 'samples', 'part_problems')
+    check_at_least(self, 1, 'samples', 'part_problems')
     # An interval needs a variance.
-    _check_at_least(self, 2, 'problems')
-    _check_at_least(self, 0, 'temperature')
-    _require(
+    check_at_least(self, 2, 'problems')
+    check_at_least(self, 0, 'temperature')
+    require(
       0 < self.top_p <= 1,
       f'top_p: got {self.top_p}, expected 0 < top_p <= 1',
     )
@@ -219,7 +206,7 @@ class BaseConfig:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       (self.init_from is None) == bool(self.order),
       f'init_from: got {self.init_from!r} with order {list(self.order)}, '
       'expected either a checkpoint or stages to run',
@@ -265,17 +252,17 @@ class DistillationConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 1, 'max_batch')
+    check_at_least(self, 1, 'max_batch')
     for name, domain in self.domains.items():
-      _require(
+      require(
         name in SPECIALISED_DOMAINS,
         f'domains: got {name!r}, expected one of {list(SPECIALISED_DOMAINS)}',
       )
-      _require(
+      require(
         isinstance(domain, SpecialistDomain),
         f'domains.{name}: got {domain!r}, expected a SpecialistDomain',
       )
-    _require(
+    require(
       len(self.pairs) > 0,
       'domains: got none with sources, expected at least one',
     )
@@ -283,7 +270,7 @@ class DistillationConfig:
       longest = getattr(self, name).rollout.max_new_tokens
       for domain, settings in self.domains.items():
         own = settings.max_new_tokens or longest
-        _require(
+        require(
           own <= longest,
           f'domains.{domain}.max_new_tokens: got {own}, expected at most '
           f'{name}.rollout.max_new_tokens {longest}',

@@ -10,15 +10,12 @@ import types
 import typing
 from typing import Literal
 
+from dsv32_jax.config.checks import require
+
 Selector = Literal['all', 'indexer', 'oracle', 'window', 'random']
 SELECTORS = ('all', 'indexer', 'oracle', 'window', 'random')
 REMAT_POLICIES = ('none', 'save_attention', 'full')
 _DTYPES = ('float32', 'bfloat16', 'float16')
-
-
-def _require(condition: bool, message: str) -> None:
-  if not condition:
-    raise ValueError(message)
 
 
 def check_types(config: object) -> None:
@@ -41,7 +38,7 @@ def check_types(config: object) -> None:
     kind: typing.Any = field.type
     if typing.get_origin(kind) is Literal:
       choices = typing.get_args(kind)
-      _require(
+      require(
         value in choices,
         f'{where}: got {value!r}, expected one of {list(choices)}',
       )
@@ -58,7 +55,7 @@ def check_types(config: object) -> None:
     names = ' or '.join(
       'None' if option is type(None) else option.__name__ for option in options
     )
-    _require(ok, f'{where}: got {value!r}, expected {names}')
+    require(ok, f'{where}: got {value!r}, expected {names}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,21 +84,21 @@ class RopeScaling:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       self.factor >= 1,
       f'rope_scaling.factor: got {self.factor}, expected at least 1',
     )
-    _require(
+    require(
       self.original_max_position_embeddings >= 1,
       'rope_scaling.original_max_position_embeddings: got '
       f'{self.original_max_position_embeddings}, expected at least 1',
     )
-    _require(
+    require(
       self.beta_fast > self.beta_slow > 0,
       f'rope_scaling.beta_fast: got {self.beta_fast} with beta_slow '
       f'{self.beta_slow}, expected beta_fast > beta_slow > 0',
     )
-    _require(
+    require(
       self.mscale == self.mscale_all_dim,
       f'rope_scaling.mscale: got {self.mscale} with mscale_all_dim '
       f'{self.mscale_all_dim}, expected them equal as in every DeepSeek model '
@@ -129,7 +126,7 @@ class Precision:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      _require(
+      require(
         value in _DTYPES,
         f'precision.{field.name}: got {value!r}, expected one of {_DTYPES}',
       )
@@ -164,13 +161,13 @@ class AttentionMode:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       self.indexer_kl != 'all' or self.selector == 'all',
       "attention.indexer_kl: got 'all' with selector "
       f"{self.selector!r}, expected selector 'all' (the dense warm-up's "
       'target is dense attention)',
     )
-    _require(
+    require(
       self.indexer_kl != 'selected' or self.selector != 'all',
       "attention.indexer_kl: got 'selected' with selector 'all', expected a "
       'selector that selects',
@@ -269,42 +266,42 @@ class ModelConfig:
     ).split()
     for name in positive:
       value = getattr(self, name)
-      _require(value >= 1, f'{name}: got {value}, expected at least 1')
-    _require(
+      require(value >= 1, f'{name}: got {value}, expected at least 1')
+    require(
       self.query_chunk >= 0,
       f'query_chunk: got {self.query_chunk}, expected 0 (all queries at once) '
       'or more',
     )
     for name in ('rms_norm_eps', 'rope_theta', 'initializer_range'):
       value = getattr(self, name)
-      _require(value > 0, f'{name}: got {value}, expected a positive number')
-    _require(
+      require(value > 0, f'{name}: got {value}, expected a positive number')
+    require(
       self.qk_rope_head_dim % 2 == 0,
       f'qk_rope_head_dim: got {self.qk_rope_head_dim}, expected an even number '
       '(RoPE rotates pairs)',
     )
-    _require(
+    require(
       self.index_head_dim >= self.qk_rope_head_dim,
       f'index_head_dim: got {self.index_head_dim}, expected at least '
       f'qk_rope_head_dim {self.qk_rope_head_dim} (the indexer rotates its '
       'first qk_rope_head_dim channels)',
     )
     if self.index_hadamard:
-      _require(
+      require(
         self.index_head_dim & (self.index_head_dim - 1) == 0,
         f'index_head_dim: got {self.index_head_dim}, expected a power of two '
         'when index_hadamard is on',
       )
-    _require(
+    require(
       self.q_lora_rank is None or self.q_lora_rank >= 1,
       f'q_lora_rank: got {self.q_lora_rank}, expected at least 1 or None',
     )
-    _require(
+    require(
       0 <= self.first_k_dense_replace <= self.num_hidden_layers,
       f'first_k_dense_replace: got {self.first_k_dense_replace}, expected 0 to '
       f'num_hidden_layers {self.num_hidden_layers}',
     )
-    _require(
+    require(
       self.num_nextn_predict_layers in (0, 1),
       f'num_nextn_predict_layers: got {self.num_nextn_predict_layers}, '
       'expected 0 or 1 (V3.2 has depth 1)',
@@ -316,34 +313,34 @@ class ModelConfig:
     experts, groups = self.n_routed_experts, self.n_group
     for name in ('n_routed_experts', 'num_experts_per_tok'):
       value = getattr(self, name)
-      _require(value >= 1, f'{name}: got {value}, expected at least 1')
-    _require(
+      require(value >= 1, f'{name}: got {value}, expected at least 1')
+    require(
       self.moe_intermediate_size >= 1,
       f'moe_intermediate_size: got {self.moe_intermediate_size}, expected at '
       'least 1',
     )
-    _require(
+    require(
       self.n_shared_experts >= 0,
       f'n_shared_experts: got {self.n_shared_experts}, expected 0 or more',
     )
-    _require(
+    require(
       experts % groups == 0,
       f'n_group: got {groups}, expected a divisor of n_routed_experts '
       f'{experts}',
     )
-    _require(
+    require(
       self.topk_group <= groups,
       f'topk_group: got {self.topk_group}, expected at most n_group {groups}',
     )
     selectable = experts // groups * self.topk_group
-    _require(
+    require(
       self.num_experts_per_tok <= selectable,
       f'num_experts_per_tok: got {self.num_experts_per_tok}, expected at most '
       f'{selectable} (topk_group {self.topk_group} x {experts // groups} '
       'experts a group)',
     )
     if self.topk_method == 'noaux_tc' and groups > 1:
-      _require(
+      require(
         experts // groups >= 2,
         f'n_group: got {groups} for {experts} experts, expected at least 2 '
         'experts a group (noaux_tc scores a group by its two best)',
@@ -373,7 +370,7 @@ class ModelConfig:
       ValueError: if q_lora_rank is None; the indexer's queries are made from
         the q latent (spec section 2).
     """
-    _require(
+    require(
       self.q_lora_rank is not None,
       'q_lora_rank: got None, expected an integer: the lightning indexer reads '
       'the query latent; set q_lora_rank (about hidden_size / 4) or use '

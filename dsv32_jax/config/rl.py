@@ -8,6 +8,7 @@ is named.
 import dataclasses
 from typing import Any, Literal
 
+from dsv32_jax.config.checks import check_at_least, require
 from dsv32_jax.config.model import ModelConfig, check_types
 from dsv32_jax.config.training import (
   CheckpointConfig,
@@ -23,20 +24,6 @@ DEMONSTRATIONS = 'demonstrations:'
 # Tokens of a nucleus that are recorded at most (as in other code bases).
 _MOST_KEPT = 512
 SamplerPrecision = Literal['same', 'float32', 'bfloat16', 'fp8']
-
-
-def _require(condition: bool, message: str) -> None:
-  if not condition:
-    raise ValueError(message)
-
-
-def _check_at_least(config: Any, least: int | float, *names: str) -> None:
-  for name in names:
-    value = getattr(config, name)
-    _require(
-      value is None or value >= least,
-      f'{name}: got {value}, expected at least {least}',
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,11 +73,11 @@ class GRPOConfig:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       self.clip_epsilon > 0,
       f'clip_epsilon: got {self.clip_epsilon}, expected a positive number',
     )
-    _check_at_least(
+    check_at_least(
       self,
       0,
       'kl_strength',
@@ -98,7 +85,7 @@ class GRPOConfig:
       'router_bias_update_rate',
     )
     for domain, value in self.domain_kl_strength.items():
-      _require(
+      require(
         isinstance(value, (int, float)) and value >= 0,
         f'domain_kl_strength.{domain}: got {value!r}, expected 0 or more',
       )
@@ -155,7 +142,7 @@ class RolloutConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(
+    check_at_least(
       self,
       1,
       'prompts_per_batch',
@@ -167,22 +154,22 @@ class RolloutConfig:
       'prefill_rows',
       'page_size',
     )
-    _check_at_least(self, 0, 'staleness', 'chunk_prompts')
-    _require(
+    check_at_least(self, 0, 'staleness', 'chunk_prompts')
+    require(
       self.group_size >= 2,
       f'group_size: got {self.group_size}, expected at least 2 (an advantage '
       'is relative to the group)',
     )
-    _require(
+    require(
       self.temperature > 0,
       f'temperature: got {self.temperature}, expected a positive number '
       '(greedy responses of a group are all equal)',
     )
-    _require(
+    require(
       0 < self.top_p <= 1,
       f'top_p: got {self.top_p}, expected 0 < top_p <= 1',
     )
-    _require(
+    require(
       self.chunk_prompts == 0
       or self.prompts_per_batch % self.chunk_prompts == 0,
       f'chunk_prompts: got {self.chunk_prompts}, expected 0 or a divisor of '
@@ -237,7 +224,7 @@ class DomainReward:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(
+    check_at_least(
       self,
       0,
       'outcome_weight',
@@ -246,8 +233,8 @@ class DomainReward:
       'length_penalty',
       'length_buffer',
     )
-    _check_at_least(self, 1, 'max_length')
-    _require(
+    check_at_least(self, 1, 'max_length')
+    require(
       0 <= self.threshold <= 1,
       f'threshold: got {self.threshold}, expected 0 to 1',
     )
@@ -281,12 +268,12 @@ class JudgeConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 1, 'samples', 'max_tokens', 'parallel')
-    _require(
+    check_at_least(self, 1, 'samples', 'max_tokens', 'parallel')
+    require(
       self.timeout_s > 0,
       f'timeout_s: got {self.timeout_s}, expected a positive number',
     )
-    _require(
+    require(
       bool(self.base_url) == (self.kind == 'openai'),
       f'base_url: got {self.base_url!r} for kind {self.kind!r}, expected a URL '
       "for 'openai' only",
@@ -313,13 +300,13 @@ class RewardConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 0, 'workers')
-    _require(
+    check_at_least(self, 0, 'workers')
+    require(
       self.timeout_s > 0,
       f'timeout_s: got {self.timeout_s}, expected a positive number',
     )
     for name, value in self.domains.items():
-      _require(
+      require(
         isinstance(value, DomainReward),
         f'domains.{name}: got {value!r}, expected a DomainReward',
       )
@@ -346,7 +333,7 @@ class ProblemSourceConfig:
 
   def __post_init__(self):
     check_types(self)
-    _require(
+    require(
       self.weight > 0,
       f'weight: got {self.weight}, expected a positive number',
     )
@@ -371,8 +358,8 @@ class DemonstrationConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 1, 'count')
-    _require(
+    check_at_least(self, 1, 'count')
+    require(
       0 <= self.swapped <= 1,
       f'swapped: got {self.swapped}, expected 0 to 1',
     )
@@ -397,21 +384,21 @@ class DomainConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 0, 'weight')
-    _check_at_least(self, 1, 'max_new_tokens')
-    _require(
+    check_at_least(self, 0, 'weight')
+    check_at_least(self, 1, 'max_new_tokens')
+    require(
       self.weight == 0 or len(self.sources) > 0,
       f'sources: got none with weight {self.weight}, expected at least one, or '
       'weight 0',
     )
     for source in self.sources:
-      _require(
+      require(
         isinstance(source, ProblemSourceConfig),
         f'sources: got {source!r}, expected ProblemSourceConfig',
       )
-    _require(len(self.modes) > 0, 'modes: got none, expected at least one')
+    require(len(self.modes) > 0, 'modes: got none, expected at least one')
     for mode in self.modes:
-      _require(
+      require(
         mode in ('thinking', 'chat'),
         f"modes: got {mode!r}, expected 'thinking' or 'chat'",
       )
@@ -443,9 +430,9 @@ class RLEvaluationConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 1, 'problems', 'problems_on_the_way', 'samples')
-    _check_at_least(self, 0, 'every_batches', 'temperature')
-    _require(
+    check_at_least(self, 1, 'problems', 'problems_on_the_way', 'samples')
+    check_at_least(self, 0, 'every_batches', 'temperature')
+    require(
       0 < self.top_p <= 1,
       f'top_p: got {self.top_p}, expected 0 < top_p <= 1',
     )
@@ -492,7 +479,7 @@ class UpdateConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(
+    check_at_least(
       self,
       1,
       'minibatches',
@@ -501,7 +488,7 @@ class UpdateConfig:
       'rows',
       'max_prompt_tokens',
     )
-    _check_at_least(self, 0, 'reference_every', 'logits_chunk')
+    check_at_least(self, 0, 'reference_every', 'logits_chunk')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -560,30 +547,30 @@ class RLConfig:
 
   def __post_init__(self):
     check_types(self)
-    _check_at_least(self, 1, 'batches')
-    _check_at_least(self, 0, 'pretraining_flops', 'rollout_devices')
+    check_at_least(self, 1, 'batches')
+    check_at_least(self, 0, 'pretraining_flops', 'rollout_devices')
     for name, domain in self.domains.items():
-      _require(
+      require(
         isinstance(domain, DomainConfig),
         f'domains.{name}: got {domain!r}, expected a DomainConfig',
       )
-    _require(
+    require(
       any(domain.weight > 0 for domain in self.domains.values()),
       'domains: got none with a weight above 0, expected at least one',
     )
     for name in self.evaluation.domains:
-      _require(
+      require(
         name in self.domains,
         f'evaluation.domains: got {name!r}, expected names of domains '
         f'{sorted(self.domains)}',
       )
     for name in self.grpo.domain_kl_strength:
-      _require(
+      require(
         name in self.domains,
         f'grpo.domain_kl_strength: got {name!r}, expected names of domains '
         f'{sorted(self.domains)}',
       )
-    _require(
+    require(
       (self.init_from is None) == bool(self.order),
       f'init_from: got {self.init_from!r} with order {list(self.order)}, '
       'expected either a checkpoint or stages to run',
@@ -594,13 +581,13 @@ class RLConfig:
 
   def _check_paths(self, stage: str) -> None:
     """Refuses demonstrations that no one writes."""
-    _require(
+    require(
       stage in self.stages,
       f'order: got {stage!r}, expected one of {sorted(self.stages)}',
     )
     for source in self.stages[stage].data.sources:
       name = source.path.removeprefix(DEMONSTRATIONS)
-      _require(
+      require(
         name == source.path or name in self.demonstrations,
         f'stages.{stage}.data.sources: got path {source.path!r}, expected one '
         f'of {[DEMONSTRATIONS + name for name in self.demonstrations]}',
@@ -609,39 +596,39 @@ class RLConfig:
   def _check_sizes(self) -> None:
     rollout, update = self.rollout, self.update
     responses = rollout.responses_per_batch
-    _require(
+    require(
       responses % update.minibatches == 0,
       f'update.minibatches: got {update.minibatches}, expected a divisor of '
       f'the {responses} responses of a rollout batch',
     )
     rows = self.rows
-    _require(
+    require(
       not rollout.truncates_too_widely(self.model.vocab_size)
       or not self.grpo.keep_sampling_mask,
       f'rollout.top_k: got None with top_p {rollout.top_p} and a vocabulary of '
       f'{self.model.vocab_size}, expected at most {_MOST_KEPT} or '
       'grpo.keep_sampling_mask False (all of a nucleus is recorded)',
     )
-    _require(
+    require(
       rows % update.micro_batches == 0,
       f'update.micro_batches: got {update.micro_batches}, expected a divisor '
       f'of the {rows} rows of a minibatch',
     )
     longest = update.max_prompt_tokens + self.max_new_tokens
-    _require(
+    require(
       self.row_tokens >= longest,
       f'update.row_tokens: got {self.row_tokens}, expected at least {longest}, '
       'update.max_prompt_tokens and the longest response together',
     )
     model = self.rl_model
-    _require(
+    require(
       longest <= model.max_position_embeddings,
       f'rollout.max_new_tokens: got {self.max_new_tokens} after prompts of up '
       f'to {update.max_prompt_tokens}, expected together at most the '
       f"model's max_position_embeddings {model.max_position_embeddings}",
     )
     model.require_indexer()
-    _require(
+    require(
       rollout.precision != 'fp8' or model.hidden_size % 16 == 0,
       f"rollout.precision: got 'fp8' for hidden_size {model.hidden_size}, "
       'expected a multiple of 16',

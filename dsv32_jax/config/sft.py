@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dsv32_jax.config.checks import require
 from dsv32_jax.config.data import DataConfig, SourceConfig, TokenizerConfig
 from dsv32_jax.config.model import ModelConfig, check_types
 from dsv32_jax.config.rl import DEMONSTRATIONS, DemonstrationConfig
@@ -15,11 +16,6 @@ from dsv32_jax.config.training import (
   RunConfig,
   StageConfig,
 )
-
-
-def _require(condition: bool, message: str) -> None:
-  if not condition:
-    raise ValueError(message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +48,8 @@ class SFTConfig:
     check_types(self)
     for name in ('steps', 'seq_len', 'batch_size'):
       value = getattr(self, name)
-      _require(value >= 1, f'{name}: got {value}, expected at least 1')
-    _require(
+      require(value >= 1, f'{name}: got {value}, expected at least 1')
+    require(
       self.router_bias_update_rate >= 0,
       f'router_bias_update_rate: got {self.router_bias_update_rate}, expected '
       '0 or more',
@@ -165,13 +161,13 @@ def check_demonstrations(
 ) -> None:
   """Refuses stages that read demonstrations which no one writes."""
   for name in order:
-    _require(
+    require(
       name in stages,
       f'order: got {name!r}, expected one of {sorted(stages)}',
     )
     for source in stages[name].data.sources:
       asked = source.path.removeprefix(DEMONSTRATIONS)
-      _require(
+      require(
         asked == source.path or asked in written,
         f'stages.{name}.data.sources: got path {source.path!r}, expected one '
         f'of {[DEMONSTRATIONS + known for known in written]}',

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from dsv32_jax.config.checks import require
 from dsv32_jax.config.data import DataConfig
 from dsv32_jax.config.model import (
   ModelConfig,
@@ -25,11 +26,6 @@ StageKind = Literal[
   'sparse_training',
   'sft',
 ]
-
-
-def _require(condition: bool, message: str) -> None:
-  if not condition:
-    raise ValueError(message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,13 +59,13 @@ class OptimizerConfig:
     check_types(self)
     for name in ('peak_learning_rate', 'eps', 'clip_norm'):
       value = getattr(self, name)
-      _require(value > 0, f'{name}: got {value}, expected a positive number')
+      require(value > 0, f'{name}: got {value}, expected a positive number')
     for name in ('warmup_steps', 'final_fraction', 'weight_decay'):
       value = getattr(self, name)
-      _require(value >= 0, f'{name}: got {value}, expected 0 or more')
+      require(value >= 0, f'{name}: got {value}, expected 0 or more')
     for name in ('b1', 'b2'):
       value = getattr(self, name)
-      _require(0 <= value < 1, f'{name}: got {value}, expected 0 <= {name} < 1')
+      require(0 <= value < 1, f'{name}: got {value}, expected 0 <= {name} < 1')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,16 +115,16 @@ class StageConfig:
 
   def __post_init__(self):
     check_types(self)
-    _require(self.steps >= 1, f'steps: got {self.steps}, expected at least 1')
-    _require(
+    require(self.steps >= 1, f'steps: got {self.steps}, expected at least 1')
+    require(
       self.micro_batches >= 1,
       f'micro_batches: got {self.micro_batches}, expected at least 1',
     )
-    _require(
+    require(
       self.index_topk is None or self.index_topk >= 1,
       f'index_topk: got {self.index_topk}, expected at least 1',
     )
-    _require(
+    require(
       self.data.batch_size % self.micro_batches == 0,
       f'micro_batches: got {self.micro_batches}, expected a divisor of '
       f'data.batch_size {self.data.batch_size}',
@@ -139,25 +135,25 @@ class StageConfig:
       'router_bias_update_rate',
     ):
       value = getattr(self, name)
-      _require(value >= 0, f'{name}: got {value}, expected 0 or more')
-    _require(
+      require(value >= 0, f'{name}: got {value}, expected 0 or more')
+    require(
       self.selector == 'indexer'
       or self.kind == 'sparse_training'
       or (self.kind == 'sft' and self.selector == 'all'),
       f'selector: got {self.selector!r} in a {self.kind} stage, expected '
       "'indexer' (only sparse_training has controls, and sft the dense 'all')",
     )
-    _require(
+    require(
       self.kind != 'sft' or self.data.has_conversations,
       'data.sources: got no conversations in an sft stage, expected a source '
       "of kind 'conversations' (else nothing tells prompts from replies)",
     )
-    _require(
+    require(
       self.kind != 'dense_warmup' or self.init_from is not None,
       'init_from: got None in a dense_warmup stage, expected a trained '
       'checkpoint (an indexer cannot learn from random attention)',
     )
-    _require(
+    require(
       not self.keep_optimizer_state or self.init_from is not None,
       'keep_optimizer_state: got True without init_from, expected a stage or '
       'checkpoint to take the state from',
@@ -195,12 +191,12 @@ class MeshConfig:
     names = ('data', 'fsdp', 'expert', 'context', 'tensor')
     for name in names:
       value = getattr(self, name)
-      _require(
+      require(
         value == -1 or value >= 1,
         f'mesh.{name}: got {value}, expected -1 or at least 1',
       )
     rest = [name for name in names if getattr(self, name) == -1]
-    _require(
+    require(
       len(rest) <= 1,
       f'mesh: got -1 for {" and ".join(rest)}, expected it for at most one',
     )
@@ -222,7 +218,7 @@ class CheckpointConfig:
     check_types(self)
     for name in ('every_steps', 'keep'):
       value = getattr(self, name)
-      _require(value >= 1, f'checkpoint.{name}: got {value}, expected >= 1')
+      require(value >= 1, f'checkpoint.{name}: got {value}, expected >= 1')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,18 +246,18 @@ class EvaluationConfig:
     check_types(self)
     for name in ('rows', 'batch_size', 'recall_rows'):
       value = getattr(self, name)
-      _require(value >= 1, f'evaluation.{name}: got {value}, expected >= 1')
-    _require(
+      require(value >= 1, f'evaluation.{name}: got {value}, expected >= 1')
+    require(
       self.every_steps >= 0,
       f'evaluation.every_steps: got {self.every_steps}, expected >= 0',
     )
     for name in ('seq_lens', 'recall_distances'):
       for value in getattr(self, name):
-        _require(
+        require(
           type(value) is int and value >= 1,
           f'evaluation.{name}: got {value!r}, expected integers of at least 1',
         )
-    _require(
+    require(
       len(self.seq_lens) > 0,
       'evaluation.seq_lens: got none, expected at least one length',
     )
@@ -292,17 +288,17 @@ class RunConfig:
 
   def __post_init__(self):
     check_types(self)
-    _require(len(self.order) > 0, 'order: got none, expected stage names')
+    require(len(self.order) > 0, 'order: got none, expected stage names')
     done: list[str] = []
     for name in self.order:
-      _require(
+      require(
         name in self.stages,
         f'order: got {name!r}, expected one of {sorted(self.stages)}',
       )
-      _require(name not in done, f'order: got {name!r} twice, expected once')
+      require(name not in done, f'order: got {name!r} twice, expected once')
       start = self.stages[name].init_from
       if start in self.stages:
-        _require(
+        require(
           start in done,
           f'stages.{name}.init_from: got {start!r}, expected a stage that '
           f'comes before {name!r} in order {list(self.order)}',
@@ -318,7 +314,7 @@ class RunConfig:
         stage.kind in ('sparse_training', 'sft') and stage.selector == 'indexer'
       ):
         model.require_indexer()
-      _require(
+      require(
         stage.kind != 'sparse_training'
         or stage.selector == 'all'
         or model.index_topk < stage.data.seq_len,

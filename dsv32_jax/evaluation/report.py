@@ -1,15 +1,12 @@
 """report.md and a self-contained report.html of a continued-training run."""
 
-import base64
-import html
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsv32_jax.evaluation import plots
-
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+from dsv32_jax.evaluation import pages, plots
+from dsv32_jax.evaluation.pages import Table
 
 
 def write(workdir: pathlib.Path, found: Mapping[str, Any]) -> pathlib.Path:
@@ -30,12 +27,17 @@ def write(workdir: pathlib.Path, found: Mapping[str, Any]) -> pathlib.Path:
     json.dumps(found, indent=1), encoding='utf-8'
   )
   origin = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-  sections = _sections(found)
   head = [*_provenance(origin), *_summary(found)]
   path = workdir / 'report.md'
-  path.write_text(_markdown(head, sections, figures), encoding='utf-8')
-  (workdir / 'report.html').write_text(
-    _html(head, sections, figures), encoding='utf-8'
+  pages.write(
+    path,
+    title=_TITLE,
+    head=head,
+    sections=[
+      pages.Section(title=title, sentence=sentence, table=table)
+      for title, sentence, table in _sections(found)
+    ],
+    figures=figures,
   )
   print(f'report: {path} and {path.with_suffix(".html")}', flush=True)
   return path
@@ -273,69 +275,3 @@ def _number(value: float | None, form: str = '.4f') -> str:
 
 
 _TITLE = 'Continued training: dense to sparse'
-
-
-def _markdown(
-  head: Sequence[str],
-  sections: Sequence[tuple[str, str, Table]],
-  figures: plots.Figures,
-) -> str:
-  lines = [f'# {_TITLE}', '', *(f'{line}  ' for line in head), '']
-  for title, sentence, (names, rows) in sections:
-    lines += [f'## {title}', '', sentence, '']
-    lines.append(f'| {" | ".join(names)} |')
-    lines.append(f'|{"---|" * len(names)}')
-    lines += [f'| {" | ".join(row)} |' for row in rows]
-    lines.append('')
-  lines += ['## Figures', '']
-  for name, caption in figures.names:
-    lines += [
-      f'![{name}]({figures.directory.name}/{name}.png)',
-      '',
-      f'{caption} Data: `{figures.directory.name}/{name}.json`.',
-      '',
-    ]
-  return '\n'.join(lines)
-
-
-_CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem;
-  margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; font-size: 13px; margin: 0.5rem 0 1.5rem; }
-th, td { padding: 0.2rem 0.6rem; text-align: right;
-  border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; } figcaption, .from { color: #666; font-size: 13px; }
-"""
-
-
-def _html(
-  head: Sequence[str],
-  sections: Sequence[tuple[str, str, Table]],
-  figures: plots.Figures,
-) -> str:
-  """One file: pictures are embedded, nothing is fetched."""
-  parts = [
-    f'<!doctype html><meta charset="utf-8"><title>{_TITLE}</title>',
-    f'<style>{_CSS}</style><h1>{_TITLE}</h1>',
-    *(f'<p class="from">{html.escape(line)}</p>' for line in head),
-  ]
-  for title, sentence, (names, rows) in sections:
-    parts.append(f'<h2>{html.escape(title)}</h2><p>{html.escape(sentence)}</p>')
-    header = ''.join(f'<th>{html.escape(name)}</th>' for name in names)
-    body = ''.join(
-      '<tr>'
-      + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row)
-      + '</tr>'
-      for row in rows
-    )
-    parts.append(f'<table><tr>{header}</tr>{body}</table>')
-  parts.append('<h2>Figures</h2>')
-  for name, caption in figures.names:
-    image = (figures.directory / f'{name}.png').read_bytes()
-    encoded = base64.b64encode(image).decode()
-    parts.append(
-      f'<figure><img alt="{name}" src="data:image/png;base64,{encoded}">'
-      f'<figcaption>{html.escape(caption)}</figcaption></figure>'
-    )
-  return '\n'.join(parts)

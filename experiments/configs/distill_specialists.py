@@ -10,7 +10,7 @@ belong to other problems: it knows the forms of all domains and is poor at each.
 
 Presets:
   smoke  every step of the chain, hardly trained: does it run? Minutes.
-  quick  two domains in one mode each, a quarter of a million parameters.
+  quick  two domains in one mode each, 0.63M parameters.
   cpu    three domains in both modes, half a million parameters: six
          specialists. Hours on two cores; --workers for more.
 """
