@@ -131,9 +131,8 @@ def accuracy_gains(before: Mapping, after: Mapping) -> list[dict]:
           'after': [new['pass@1'], new['low'], new['high']],
           'gain': float(differences.mean()),
           'gain_error': _Z * error,
-          'ratio': (
-            new['pass@1'] / old['pass@1'] if old['pass@1'] else float('inf')
-          ),
+          # Of nothing there is no ratio, and JSON has no infinity.
+          'ratio': new['pass@1'] / old['pass@1'] if old['pass@1'] else None,
           'length': [old['length'], new['length']],
           'truncated': [old['truncated'], new['truncated']],
         }
@@ -162,10 +161,11 @@ def _summary(found: Mapping[str, Any]) -> list[str]:
     f'batches in {last["time/total_s"]:.0f} s.'
   ]
   for gain in found['gains']:
+    times = _times(gain['ratio'], '.1f')
     lines.append(
       f'Held-out {gain["domain"]}, {gain["way"]}: pass@1 '
       f'{gain["before"][0]:.1%} before, {gain["after"][0]:.1%} after '
-      f'({100 * gain["gain"]:+.1f} points, {gain["ratio"]:.1f} times), n '
+      f'({100 * gain["gain"]:+.1f} points, {times} times), n '
       f'{gain["n"]}.'
     )
   if 'compute/rl_over_pretraining' in last:
@@ -241,7 +241,7 @@ def _gain_table(gains: Sequence[Mapping]) -> pages.Table:
       with_interval(gain['before']),
       with_interval(gain['after']),
       f'{100 * gain["gain"]:+.1f} ± {100 * gain["gain_error"]:.1f}',
-      f'{gain["ratio"]:.2f}',
+      _times(gain['ratio'], '.2f'),
       f'{gain["length"][0]:.1f} to {gain["length"][1]:.1f}',
       f'{gain["truncated"][0]:.1%} to {gain["truncated"][1]:.1%}',
     ]
@@ -362,3 +362,7 @@ def _short(text: str) -> str:
   if len(text) > _SHOWN_TEXT:
     return f'{text[:_SHOWN_TEXT]} ...'
   return text
+
+
+def _times(ratio: float | None, form: str) -> str:
+  return '-' if ratio is None else f'{ratio:{form}}'
