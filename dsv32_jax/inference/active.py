@@ -129,8 +129,9 @@ class Active:
     self._logprobs += logprob_X[:end].tolist()
     self._sampling_logprobs += emissions.sampling_logprob_BE[at].tolist()
     self._record(emissions, *at, from_prompt=from_prompt)
-    num_steps = len(count_W)
-    if self.ended is not None and len(step_X):
+    # A request that ended rests in the steps that were left.
+    num_steps = 0
+    if len(step_X):
       num_steps = int(step_X[min(end, len(step_X) - 1)]) + 1
     if not from_prompt:
       self.length += end
