@@ -18,32 +18,70 @@ from tests.support import rl_runs
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-  """A server, an uninterrupted run and the seconds that such a run takes."""
+  """A server and the directory of an uninterrupted run."""
   directory = tmp_path_factory.mktemp('rl')
   with rl_runs.Server(directory / 'compiled') as server:
     whole = directory / 'whole'
-    began = time.monotonic()
     server.start(whole)
     assert server.wait() == 0, _log(whole)
-    yield server, whole, time.monotonic() - began
+    yield server, whole
 
 
-def kill_and_resume(served, workdir: pathlib.Path, share: float) -> int:
-  """Kills a run after that share of its time; returns how it ended."""
-  server, whole, seconds = served
-  workdir.mkdir(parents=True)
-  # What comes before RL has kill tests of its own.
-  for name in ('config.json', 'start', 'tokenizer', 'demonstrations'):
-    path = whole / name
-    copy = shutil.copytree if path.is_dir() else shutil.copy
-    copy(path, workdir / name)
+@pytest.fixture(scope='module')
+def reports(served, tmp_path_factory) -> list[float]:
+  """Seconds of each line that a run with compiled programs says, and its end.
+
+  Counted from the start of a run whose cold start is there already.
+  """
+  server, whole = served
+  workdir = tmp_path_factory.mktemp('rl') / 'again'
+  _with_start(workdir, whole)
+  began = time.monotonic()
   process = server.start(workdir)
-  time.sleep(share * seconds)
+  seconds: list[float] = []
+  while not _has_ended(process):
+    new = len(_lines(workdir)) - len(seconds)
+    seconds += [time.monotonic() - began] * new
+    time.sleep(0.005)
+  assert server.wait() == 0, _log(workdir)
+  check_equal(workdir, whole)
+  return [*seconds, time.monotonic() - began]
+
+
+def kill_and_resume(served, reports, workdir: pathlib.Path, share: float):
+  """Kills a run after that share of its time; returns how it ended.
+
+  How far a run is, is told by the lines it has said, so that one on busy cores
+  is killed at the same place.
+  """
+  server, whole = served
+  _with_start(workdir, whole)
+  number = sum(second <= share * reports[-1] for second in reports)
+  more = share * reports[-1] - (reports[number - 1] if number else 0.0)
+  process = server.start(workdir)
+  while len(_lines(workdir)) < number and not _has_ended(process):
+    time.sleep(0.002)
+  time.sleep(more)
   os.kill(process, signal.SIGKILL)
   status = server.wait()
   server.start(workdir)
   assert server.wait() == 0, _log(workdir)
   return status
+
+
+def _with_start(workdir: pathlib.Path, whole: pathlib.Path) -> None:
+  # What comes before RL has kill tests of its own.
+  workdir.mkdir(parents=True)
+  for name in ('config.json', 'start', 'tokenizer', 'demonstrations'):
+    path = whole / name
+    copy = shutil.copytree if path.is_dir() else shutil.copy
+    copy(path, workdir / name)
+
+
+def _has_ended(process: int) -> bool:
+  """Whether it is a zombie, as its parent has not asked yet how it ended."""
+  stat = pathlib.Path(f'/proc/{process}/stat').read_text()
+  return stat.rpartition(')')[2].split()[0] == 'Z'
 
 
 def check_equal(workdir: pathlib.Path, whole: pathlib.Path) -> None:
@@ -55,9 +93,9 @@ def check_equal(workdir: pathlib.Path, whole: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_run_killed_gives_the_bits_of_the_whole_run(served, tmp_path):
-  # Programs are compiled by now, so this is well within the steps.
-  kill_and_resume(served, tmp_path / 'killed', 0.5)
+def test_run_killed_gives_the_bits_of_the_whole_run(served, reports, tmp_path):
+  ended = kill_and_resume(served, reports, tmp_path / 'killed', 0.6)
+  assert ended == -signal.SIGKILL
   check_equal(tmp_path / 'killed', served[1])
 
 
@@ -65,31 +103,25 @@ def test_run_killed_gives_the_bits_of_the_whole_run(served, tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 def test_run_killed_at_ten_moments_gives_the_bits_of_the_whole_run(
-  served, tmp_path
+  served, reports, tmp_path
 ):
-  server, whole, _ = served
-  # How long it takes with compiled programs, and that nothing else varies.
-  began = time.monotonic()
-  server.start(tmp_path / 'again')
-  assert server.wait() == 0, _log(tmp_path / 'again')
-  seconds = time.monotonic() - began
-  check_equal(tmp_path / 'again', whole)
   rng = random.Random(6)
-  ends = []
+  # Before the first line of the first batch it has nothing to lose.
+  first = reports[0] / reports[-1]
   for number in range(10):
     workdir = tmp_path / f'killed_{number}'
-    share = rng.uniform(0.25, 0.95)
-    ends.append(kill_and_resume((server, whole, seconds), workdir, share))
-    steps = [line for line in _log(workdir).splitlines() if 'resumed' in line]
-    print(f'{share:.2f} of {seconds:.0f} s: {ends[-1]}, {steps}')
-    check_equal(workdir, whole)
+    share = first + (0.97 - first) * rng.random()
+    ended = kill_and_resume(served, reports, workdir, share)
+    steps = [line for line in _lines(workdir) if 'resumed' in line]
+    print(f'{share:.2f} of {reports[-1]:.0f} s: {ended}, {steps}')
+    assert ended == -signal.SIGKILL
+    check_equal(workdir, served[1])
     shutil.rmtree(workdir)
-  assert ends.count(-signal.SIGKILL) >= 8
 
 
 @pytest.mark.slow
 def test_whole_run_samples_ahead_learns_and_is_left_alone_when_done(served):
-  _, whole, _ = served
+  _, whole = served
   lines = rl_runs.digest(whole)['lines']
   assert [line['step'] for line in lines] == list(range(1, 9))
   # Rewards differ within groups, else nothing is learned from them.
@@ -137,3 +169,8 @@ def test_run_with_a_source_of_another_domain_is_refused(tmp_path):
 def _log(workdir: pathlib.Path) -> str:
   path = workdir.with_suffix('.log')
   return path.read_text(encoding='utf-8') if path.exists() else 'no log'
+
+
+def _lines(workdir: pathlib.Path) -> list[str]:
+  path = workdir.with_suffix('.log')
+  return path.read_text(encoding='utf-8').splitlines() if path.exists() else []
