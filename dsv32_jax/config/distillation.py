@@ -10,15 +10,14 @@ import dataclasses
 from dsv32_jax.config.checks import check_at_least, require
 from dsv32_jax.config.data import TokenizerConfig
 from dsv32_jax.config.model import ModelConfig, check_types
-from dsv32_jax.config.rl import (
+from dsv32_jax.config.problems import (
   DemonstrationConfig,
-  GRPOConfig,
   Mode,
   ProblemSourceConfig,
-  RewardConfig,
-  RolloutConfig,
-  UpdateConfig,
 )
+from dsv32_jax.config.rewards import RewardConfig
+from dsv32_jax.config.rl import GRPOConfig, UpdateConfig
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.config.sft import SFTConfig, check_demonstrations, placed
 from dsv32_jax.config.training import (
   CheckpointConfig,

@@ -7,7 +7,7 @@ from typing import Any
 from dsv32_jax.config.checks import require
 from dsv32_jax.config.data import DataConfig, SourceConfig, TokenizerConfig
 from dsv32_jax.config.model import ModelConfig, check_types
-from dsv32_jax.config.rl import DEMONSTRATIONS, DemonstrationConfig
+from dsv32_jax.config.problems import DEMONSTRATIONS, DemonstrationConfig
 from dsv32_jax.config.training import (
   CheckpointConfig,
   EvaluationConfig,

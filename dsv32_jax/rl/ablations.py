@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsv32_jax.config.rl import RLConfig, SamplerPrecision
+from dsv32_jax.config.rl import RLConfig
+from dsv32_jax.config.rollout import SamplerPrecision
 from dsv32_jax.inference.sampling import Sampling
 from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.rl import batches, held_out, rollout, store

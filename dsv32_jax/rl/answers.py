@@ -14,11 +14,9 @@ from typing import Any
 from dsv32_jax.chat import Mode
 from dsv32_jax.checkpoints import integrity
 from dsv32_jax.config.model import ModelConfig
-from dsv32_jax.config.rl import (
-  ProblemSourceConfig,
-  RewardConfig,
-  RolloutConfig,
-)
+from dsv32_jax.config.problems import ProblemSourceConfig
+from dsv32_jax.config.rewards import RewardConfig
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.data import Tokenizer
 from dsv32_jax.inference.sampling import Sampling
 from dsv32_jax.rl import problems, rollout

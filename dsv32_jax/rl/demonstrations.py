@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from dsv32_jax.chat import Mode
-from dsv32_jax.config.rl import DemonstrationConfig
+from dsv32_jax.config.problems import DemonstrationConfig
 from dsv32_jax.data import conversations
 from dsv32_jax.data.conversations import Conversation
 from dsv32_jax.rl import problems

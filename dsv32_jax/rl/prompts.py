@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dsv32_jax.config.rl import DomainConfig, RLConfig
+from dsv32_jax.config.problems import DomainConfig
+from dsv32_jax.config.rl import RLConfig
 from dsv32_jax.rl import problems
 from dsv32_jax.rl.problems import Problem, ProblemSource
 

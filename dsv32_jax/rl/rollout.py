@@ -15,7 +15,8 @@ import jax
 
 from dsv32_jax import chat
 from dsv32_jax.config.model import ModelConfig, Precision
-from dsv32_jax.config.rl import GRPOConfig, RolloutConfig
+from dsv32_jax.config.rl import GRPOConfig
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.functional import quantization
 from dsv32_jax.inference.engine import Engine
 from dsv32_jax.inference.engine_config import EngineConfig

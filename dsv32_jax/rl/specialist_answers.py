@@ -13,7 +13,7 @@ from typing import Any
 
 from dsv32_jax import data
 from dsv32_jax.config.distillation import DistillationConfig
-from dsv32_jax.config.rl import RolloutConfig
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.data import conversations
 from dsv32_jax.inference.sampling import Sampling
 from dsv32_jax.rl import answers, models, rejection_sampling

@@ -35,13 +35,12 @@ from dsv32_jax.config.distillation import (
   RLStepConfig,
   SpecialistDomain,
 )
-from dsv32_jax.config.rl import (
+from dsv32_jax.config.problems import (
   DEMONSTRATIONS,
   DemonstrationConfig,
   DomainConfig,
-  RLConfig,
-  RLEvaluationConfig,
 )
+from dsv32_jax.config.rl import RLConfig, RLEvaluationConfig
 from dsv32_jax.config.training import EvaluationConfig, RunConfig
 from dsv32_jax.rl import answers, demonstrations, models, trainer
 from dsv32_jax.rl.specialist_answers import Answers

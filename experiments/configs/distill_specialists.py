@@ -30,14 +30,13 @@ from dsv32_jax.config.distillation import (
   SpecialistDomain,
 )
 from dsv32_jax.config.model import ModelConfig
-from dsv32_jax.config.rl import (
+from dsv32_jax.config.problems import (
   DEMONSTRATIONS,
   DemonstrationConfig,
-  GRPOConfig,
   ProblemSourceConfig,
-  RolloutConfig,
-  UpdateConfig,
 )
+from dsv32_jax.config.rl import GRPOConfig, UpdateConfig
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.config.sft import SFTConfig
 from dsv32_jax.config.training import (
   CheckpointConfig,

@@ -16,7 +16,7 @@ import dataclasses
 from dsv32_jax.config import presets
 from dsv32_jax.config.data import DataConfig, SourceConfig
 from dsv32_jax.config.model import ModelConfig
-from dsv32_jax.config.rl import (
+from dsv32_jax.config.problems import (
   DEMONSTRATIONS,
   DemonstrationConfig,
   ProblemSourceConfig,

@@ -19,19 +19,20 @@ import dataclasses
 from dsv32_jax.config import presets
 from dsv32_jax.config.data import DataConfig, SourceConfig
 from dsv32_jax.config.model import ModelConfig
-from dsv32_jax.config.rl import (
+from dsv32_jax.config.problems import (
   DEMONSTRATIONS,
   DemonstrationConfig,
   DomainConfig,
-  DomainReward,
-  GRPOConfig,
   ProblemSourceConfig,
-  RewardConfig,
+)
+from dsv32_jax.config.rewards import DomainReward, RewardConfig
+from dsv32_jax.config.rl import (
+  GRPOConfig,
   RLConfig,
   RLEvaluationConfig,
-  RolloutConfig,
   UpdateConfig,
 )
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.config.training import (
   CheckpointConfig,
   OptimizerConfig,

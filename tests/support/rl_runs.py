@@ -19,19 +19,20 @@ from typing import Any
 
 from dsv32_jax.config.data import DataConfig, SourceConfig
 from dsv32_jax.config.model import ModelConfig
-from dsv32_jax.config.rl import (
+from dsv32_jax.config.problems import (
   DEMONSTRATIONS,
   DemonstrationConfig,
   DomainConfig,
-  DomainReward,
-  GRPOConfig,
   ProblemSourceConfig,
-  RewardConfig,
+)
+from dsv32_jax.config.rewards import DomainReward, RewardConfig
+from dsv32_jax.config.rl import (
+  GRPOConfig,
   RLConfig,
   RLEvaluationConfig,
-  RolloutConfig,
   UpdateConfig,
 )
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.config.training import (
   CheckpointConfig,
   MeshConfig,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import Any, Protocol, runtime_checkable
 
-from dsv32_jax.config.rl import JudgeConfig
+from dsv32_jax.config.rewards import JudgeConfig
 from dsv32_jax.rl.problems import Criterion, Problem
 from dsv32_jax.rl.rewards.rubric import check, weighted
 from dsv32_jax.rl.rewards.types import Job, Mark

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from dsv32_jax import chat
-from dsv32_jax.config.rl import DomainReward, RewardConfig
+from dsv32_jax.config.rewards import DomainReward, RewardConfig
 from dsv32_jax.rl.problems import Problem
 from dsv32_jax.rl.rewards import scorers
 from dsv32_jax.rl.rewards.language import check_language, consistency

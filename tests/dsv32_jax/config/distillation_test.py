@@ -13,11 +13,8 @@ from dsv32_jax.config.distillation import (
   RLStepConfig,
   SpecialistDomain,
 )
-from dsv32_jax.config.rl import (
-  DemonstrationConfig,
-  ProblemSourceConfig,
-  RolloutConfig,
-)
+from dsv32_jax.config.problems import DemonstrationConfig, ProblemSourceConfig
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.config.sft import SFTConfig, SFTRunConfig
 from dsv32_jax.config.training import StageConfig
 

@@ -4,15 +4,10 @@ import json
 import pytest
 
 from dsv32_jax.config import convert
-from dsv32_jax.config.rl import (
-  DomainConfig,
-  DomainReward,
-  GRPOConfig,
-  RewardConfig,
-  RLConfig,
-  RolloutConfig,
-  UpdateConfig,
-)
+from dsv32_jax.config.problems import DomainConfig
+from dsv32_jax.config.rewards import DomainReward, RewardConfig
+from dsv32_jax.config.rl import GRPOConfig, RLConfig, UpdateConfig
+from dsv32_jax.config.rollout import RolloutConfig
 from tests.support import rl_runs
 
 

@@ -6,18 +6,20 @@ import sys
 import pytest
 
 from dsv32_jax.config.data import DataConfig, SourceConfig
-from dsv32_jax.config.rl import (
+from dsv32_jax.config.problems import (
   DEMONSTRATIONS,
   DemonstrationConfig,
   DomainConfig,
-  GRPOConfig,
   ProblemSourceConfig,
-  RewardConfig,
+)
+from dsv32_jax.config.rewards import RewardConfig
+from dsv32_jax.config.rl import (
+  GRPOConfig,
   RLConfig,
   RLEvaluationConfig,
-  RolloutConfig,
   UpdateConfig,
 )
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.config.training import (
   MeshConfig,
   OptimizerConfig,

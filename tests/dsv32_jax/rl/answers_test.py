@@ -2,11 +2,9 @@ import jax
 import pytest
 
 from dsv32_jax.checkpoints import CheckpointManager
-from dsv32_jax.config.rl import (
-  ProblemSourceConfig,
-  RewardConfig,
-  RolloutConfig,
-)
+from dsv32_jax.config.problems import ProblemSourceConfig
+from dsv32_jax.config.rewards import RewardConfig
+from dsv32_jax.config.rollout import RolloutConfig
 from dsv32_jax.data.tokenizer import ByteTokenizer
 from dsv32_jax.inference.sampling import Sampling
 from dsv32_jax.rl import answers, models, problems

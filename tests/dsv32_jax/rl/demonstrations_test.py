@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dsv32_jax.config.rl import DemonstrationConfig, ProblemSourceConfig
+from dsv32_jax.config.problems import DemonstrationConfig, ProblemSourceConfig
 from dsv32_jax.data import conversations
 from dsv32_jax.rl import demonstrations, problems
 from dsv32_jax.rl.demonstrations import Part

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip('reasoning_gym')
 
-from dsv32_jax.config.rl import DomainConfig
+from dsv32_jax.config.problems import DomainConfig
 from dsv32_jax.rl.prompts import (
   Prompts,
   check_lengths,

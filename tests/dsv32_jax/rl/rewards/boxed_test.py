@@ -1,7 +1,7 @@
 import pytest
 
 from dsv32_jax.chat import Message
-from dsv32_jax.config.rl import RewardConfig
+from dsv32_jax.config.rewards import RewardConfig
 from dsv32_jax.rl.problems import Problem
 from dsv32_jax.rl.rewards import boxed
 from dsv32_jax.rl.rewards.scorers import find

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from dsv32_jax.chat import Message
-from dsv32_jax.config.rl import JudgeConfig
+from dsv32_jax.config.rewards import JudgeConfig
 from dsv32_jax.rl.problems import Criterion, Problem
 from dsv32_jax.rl.rewards import judges
 from dsv32_jax.rl.rewards.types import Job

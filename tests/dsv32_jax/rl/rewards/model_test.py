@@ -6,7 +6,7 @@ import pytest
 
 from dsv32_jax.agents import why_not
 from dsv32_jax.chat import EOS, ParseErrorCode
-from dsv32_jax.config.rl import DomainReward, RewardConfig
+from dsv32_jax.config.rewards import DomainReward, RewardConfig
 from dsv32_jax.rl.problems import make
 from dsv32_jax.rl.rewards import RewardModel, Sampled, scorers, tools
 from dsv32_jax.rl.rewards.types import Mark
