@@ -35,6 +35,9 @@ class RolloutConfig:
       takes the whole batch. What is sealed survives a crash.
     max_batch: responses that are sampled at a time.
     decode_steps: steps between two looks of the host.
+    run_ahead: begin the next steps before the host has read the last ones.
+    least_rows: rows that steps are run with at least, once responses have
+      ended (`inference.EngineConfig`); None always runs max_batch.
     prefill_chunk: tokens of a prompt that are run at a time.
     prefill_rows: prompts that are run at a time.
     page_size: tokens a page of the caches holds.
@@ -55,6 +58,8 @@ class RolloutConfig:
   chunk_prompts: int = 0
   max_batch: int = 64
   decode_steps: int = 8
+  run_ahead: bool = False
+  least_rows: int | None = None
   prefill_chunk: int = 512
   prefill_rows: int = 64
   page_size: int = 64
@@ -72,6 +77,7 @@ class RolloutConfig:
       'max_new_tokens',
       'max_batch',
       'decode_steps',
+      'least_rows',
       'prefill_chunk',
       'prefill_rows',
       'page_size',

@@ -46,7 +46,7 @@ class _Call:
   """Decode steps that were begun.
 
   Attributes:
-    running: the requests in it.
+    running: the requests in it, by row.
     rows: what the device was told of them.
     token_B: their newest tokens.
     wanted: what it returns.
@@ -55,7 +55,7 @@ class _Call:
     result: what `rounds.decode` returns, when it has.
   """
 
-  running: Sequence[Active]
+  running: dict[int, Active]
   rows: rounds.Rows
   token_B: Any
   wanted: rounds.Wanted
@@ -467,7 +467,9 @@ class Engine:
   def _decode(self, running: Sequence[Active]) -> None:
     call, self._ahead = self._ahead or self._call(running), None
     emissions, following = self._wait(call)
-    if self.config.run_ahead and self._reaches(call):
+    left = [active for active in running if not active.ended]
+    shrinks = self._rows_for(left) < len(call.rows.place_B)
+    if self.config.run_ahead and self._reaches(call) and not shrinks:
       self._ahead = self._call_after(call, following)
     self._receive(call, emissions)
     if all(active.ended for active in running):
@@ -481,26 +483,49 @@ class Engine:
 
   def _call(self, running: Sequence[Active]) -> _Call:
     """Begins decode steps from what the host knows."""
-    places: list[Active | None] = [None] * self.config.max_batch
-    for active in running:
-      places[active.place] = active
+    rows_of = self._in_rows(running)
     wanted = engine_rows.wanted(running, self._model.cfg.vocab_size)
     rows = engine_rows.rows(
-      places,
-      [a is not None for a in places],
+      rows_of,
+      [a is not None for a in rows_of],
       num_pages=self._table_width(running, self._most_new()),
       places=self.config.max_batch,
     )
     return self._begin(
       _Call(
-        running=running,
+        running={row: a for row, a in enumerate(rows_of) if a is not None},
         rows=rows,
-        token_B=np.array([a.newest if a else 0 for a in places], np.int32),
+        token_B=np.array([a.newest if a else 0 for a in rows_of], np.int32),
         wanted=wanted,
         attention=self._attention(rows, wanted, prefill=False),
         reach=max(active.length for active in running) + self._most_new(),
       )
     )
+
+  def _rows_for(self, running: Sequence[Active]) -> int:
+    """Rows that decode steps of these requests are run with."""
+    most, least = self.config.max_batch, self.config.least_rows
+    if least is None or not running:
+      return most
+    counts = collections.Counter(active.group for active in running)
+    width = max(least, 1 << (max(counts.values()) - 1).bit_length())
+    return min(width * self._groups_count, most)
+
+  def _in_rows(self, running: Sequence[Active]) -> list[Active | None]:
+    """A row for each, among those of its group of devices."""
+    total = self._rows_for(running)
+    in_rows: list[Active | None] = [None] * total
+    if total == self.config.max_batch:
+      # At their places, where the drafts of each are.
+      for active in running:
+        in_rows[active.place] = active
+      return in_rows
+    width = total // self._groups_count
+    used = collections.Counter()
+    for active in sorted(running, key=lambda a: a.place):
+      in_rows[active.group * width + used[active.group]] = active
+      used[active.group] += 1
+    return in_rows
 
   def _call_after(self, call: _Call, following: Any) -> _Call:
     """Begins the next decode steps before those of `call` have been read."""
@@ -543,10 +568,10 @@ class Engine:
     emissions = jax.device_get(emissions)
     given_W = emissions.count_B.sum(axis=1)
     self._counts['decode_calls'] += int(np.count_nonzero(given_W))
-    for active in call.running:
+    for row, active in call.running.items():
       # One of a call begun ahead may have ended before it.
       if not active.ended:
-        self._counts['steps'] += self._take(active, emissions, active.place)
+        self._counts['steps'] += self._take(active, emissions, row)
 
   def _most_new(self) -> int:
     """Tokens that one call may add to a request."""

@@ -30,6 +30,10 @@ class EngineConfig:
     run_ahead: begin the next decode steps before the last ones are read, so
       that the device does not wait for the host. Newcomers wait a little
       longer, and a stop string is noticed a call late.
+    least_rows: when requests have ended, decode steps run so many rows at least
+      (in each group of devices), powers of two from there on, with a program
+      for each; None always runs max_batch rows. For batches that end request by
+      request, such as rollouts; not with speculation.
     latent_format: of cached latent rows: 'compute' or 'fp8' (656 bytes).
     index_format: of cached indexer keys: 'compute' or 'fp8'.
     speculative: draft a token a step with the MTP module.
@@ -50,6 +54,7 @@ class EngineConfig:
   table_tokens: int = 512
   decode_steps: int = 4
   run_ahead: bool = False
+  least_rows: int | None = None
   latent_format: str = 'compute'
   index_format: str = 'compute'
   speculative: bool = False
@@ -59,7 +64,7 @@ class EngineConfig:
   def __post_init__(self):
     for name in (
       'max_batch page_size num_pages max_tokens prefill_chunk prefill_rows '
-      'table_tokens decode_steps'
+      'table_tokens decode_steps least_rows'
     ).split():
       value = getattr(self, name)
       if value is not None and value < 1:
@@ -68,6 +73,11 @@ class EngineConfig:
       value = getattr(self, name)
       if value < 0:
         raise ValueError(f'{name}: got {value}, expected 0 or more')
+    if self.least_rows and self.speculative:
+      raise ValueError(
+        f'least_rows: got {self.least_rows} with speculative, expected None: '
+        'drafts are kept by row'
+      )
     for name in ('latent_format', 'index_format'):
       value = getattr(self, name)
       if value not in FORMATS:

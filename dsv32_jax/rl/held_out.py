@@ -1,15 +1,21 @@
 """Accuracy on problems that no training prompt equals."""
 
+import json
 import math
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from dsv32_jax.checkpoints import integrity
+from dsv32_jax.config.model import ModelConfig
+from dsv32_jax.config.rl import RLConfig
 from dsv32_jax.inference.sampling import Sampling
 from dsv32_jax.rl import collection
+from dsv32_jax.rl.ledger import Ledger
 from dsv32_jax.rl.problems import Problem
-from dsv32_jax.rl.prompts import draw_seed
+from dsv32_jax.rl.prompts import Prompts, draw_seed
 from dsv32_jax.rl.rewards import RewardModel
 from dsv32_jax.rl.rollout import OnProgress, Sampler, repeated
 
@@ -98,3 +104,140 @@ def interval(rates: np.ndarray) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
   half = z * float(rates.std(ddof=1)) / math.sqrt(n) if n > 1 else 1.0
   return max(mean - half, 0.0), min(mean + half, 1.0)
+
+
+class Evaluator:
+  """The evaluations of a run, at its ends and on the way."""
+
+  def __init__(
+    self,
+    config: RLConfig,
+    directory: pathlib.Path,
+    *,
+    prompts: Prompts,
+    rewards: RewardModel,
+    model: ModelConfig,
+    report: Callable[[str], None],
+    phase: Callable[[str], OnProgress],
+  ):
+    """Binds what all evaluations of a run share.
+
+    Args:
+      config: of the run; `config.evaluation` says what is evaluated.
+      directory: where those at the ends are written, a file each.
+      prompts: of the run.
+      rewards: score responses.
+      model: the architecture, for the ledger.
+      report: receives lines for the user.
+      phase: gives what is told of the progress of an evaluation of that name.
+    """
+    self._config = config
+    self._directory = directory
+    self._prompts = prompts
+    self._rewards = rewards
+    self._model = model
+    self._report = report
+    self._phase = phase
+
+  def at_end(
+    self, step: int, sampler: Callable[[], Sampler], ledger: Ledger
+  ) -> None:
+    """All held-out problems, before the first step or after the last.
+
+    Args:
+      step: so far.
+      sampler: makes one with the weights of now, if there is anything to do.
+      ledger: the FLOPs are added to it.
+    """
+    evaluation = self._config.evaluation
+    path = self._path(step)
+    if path.exists():
+      content = json.loads(path.read_text(encoding='utf-8'))
+      ledger.spent['evaluation'] += content['flops']
+      return
+    before = ledger.spent['evaluation']
+    ways = {
+      'sampled': Sampling(
+        temperature=evaluation.temperature, top_p=evaluation.top_p
+      )
+    }
+    if evaluation.greedy and evaluation.temperature > 0:
+      ways['greedy'] = Sampling(temperature=0.0)
+    found = {
+      way: self._evaluate(
+        sampler(),
+        ledger,
+        sampling,
+        problems=evaluation.problems,
+        samples=evaluation.samples if way == 'sampled' else 1,
+        name=f'evaluation ({way})',
+      )
+      for way, sampling in ways.items()
+    }
+    spent = ledger.spent['evaluation'] - before
+    content = {'step': step, 'flops': spent, 'ways': found}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    integrity.write_atomically(path, json.dumps(content))
+    for way, domains in found.items():
+      for name, one in domains.items():
+        self._report(
+          f'held-out {name} at step {step}, {way}: pass@1 '
+          f'{one["pass@1"]:.3f} ({one["low"]:.3f} to {one["high"]:.3f}, n '
+          f'{one["n"]})'
+        )
+
+  def on_the_way(self, sampler: Sampler, ledger: Ledger) -> dict[str, float]:
+    """Some held-out problems; returns metrics."""
+    evaluation = self._config.evaluation
+    found = self._evaluate(
+      sampler,
+      ledger,
+      Sampling(temperature=evaluation.temperature, top_p=evaluation.top_p),
+      problems=evaluation.problems_on_the_way,
+      samples=evaluation.samples,
+      name='evaluation',
+    )
+    line = {f'eval/{name}': one['pass@1'] for name, one in found.items()}
+    line['eval/pass@1'] = float(np.mean(list(line.values())))
+    line['eval/n'] = float(sum(one['n'] for one in found.values()))
+    return line
+
+  def accuracies(self, step: int) -> dict[str, Any]:
+    """What `at_end` has written at that step, in short."""
+    content = json.loads(self._path(step).read_text(encoding='utf-8'))
+    return {
+      way: {
+        name: {k: one[k] for k in ('pass@1', 'low', 'high', 'n')}
+        for name, one in domains.items()
+      }
+      for way, domains in content['ways'].items()
+    }
+
+  def _evaluate(
+    self,
+    sampler: Sampler,
+    ledger: Ledger,
+    sampling: Sampling,
+    *,
+    problems: int,
+    samples: int,
+    name: str,
+  ) -> dict[str, Any]:
+    found = {}
+    for domain in self._config.evaluation.domains or self._prompts.domains:
+      found[domain] = evaluate(
+        sampler,
+        self._rewards,
+        self._prompts.held_out(domain, problems),
+        samples=samples,
+        sampling=sampling,
+        max_new_tokens=self._prompts.max_new_tokens(domain),
+        seed=self._config.seed,
+        on_progress=self._phase(name),
+      )
+      fed = found[domain].pop('fed_tokens')
+      ledger.add_forward('evaluation', self._model, fed)
+    return found
+
+  def _path(self, step: int) -> pathlib.Path:
+    return self._directory / f'step_{step:08d}.json'

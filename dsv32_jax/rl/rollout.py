@@ -120,6 +120,8 @@ class Sampler:
           fill_first=True,
           table_tokens=min(max_tokens, _TABLE_TOKENS),
           decode_steps=config.decode_steps,
+          run_ahead=config.run_ahead,
+          least_rows=config.least_rows,
           latent_format=config.latent_format,
           index_format=config.index_format,
         ),

@@ -20,7 +20,7 @@ from dsv32_jax.rl import answers, models, rejection_sampling
 from dsv32_jax.rl.answers import Answerer, Asked
 from dsv32_jax.rl.problems import Split
 from dsv32_jax.rl.rejection_sampling import Answer
-from dsv32_jax.training import recipe
+from dsv32_jax.training import workdirs
 
 
 def pair_name(domain: str, mode: str) -> str:
@@ -110,7 +110,7 @@ class Answers:
       'counts': rejection_sampling.total([part['counts'] for part in parts]),
       'specialist': name,
       'weights': mark,
-      'versions': recipe.versions(),
+      'versions': workdirs.versions(),
     }
 
   def evaluate(self, model: str, names: Sequence[str]) -> Mapping[str, Any]:

@@ -20,14 +20,11 @@ A work directory belongs to one configuration:
 
 import dataclasses
 import functools
-import json
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dsv32_jax import data
-from dsv32_jax.checkpoints import integrity
 from dsv32_jax.config import convert
 from dsv32_jax.config.data import DataConfig, TokenizerConfig
 from dsv32_jax.config.distillation import (
@@ -45,7 +42,7 @@ from dsv32_jax.config.training import EvaluationConfig, RunConfig
 from dsv32_jax.rl import answers, demonstrations, models, trainer
 from dsv32_jax.rl.specialist_answers import Answers
 from dsv32_jax.rl.steps import Step, Steps
-from dsv32_jax.training import recipe
+from dsv32_jax.training import recipe, workdirs
 
 # Changing these changes no result.
 _FREE = ('checkpoint', 'max_batch')
@@ -92,7 +89,8 @@ class Distillation:
     self._answers = Answers(config, workdir, report=report)
     self._pairs = self._answers.pairs
     self._check_sources()
-    _claim(config, workdir)
+    workdirs.check(config, workdir, free=_FREE)
+    workdirs.claim(config, workdir)
     self.steps = Steps(self._all_steps(), workdir, report=report)
 
   def run(
@@ -322,35 +320,3 @@ def _domain(settings: SpecialistDomain, modes: tuple[Any, ...]) -> DomainConfig:
     modes=modes,
     max_new_tokens=settings.max_new_tokens,
   )
-
-
-def _claim(config: DistillationConfig, workdir: pathlib.Path) -> None:
-  """Takes a new directory, or refuses that of another chain."""
-  path = workdir / 'config.json'
-  mine = json.loads(json.dumps(convert.to_dict(config)))
-  if path.exists():
-    saved = json.loads(path.read_text('utf-8'))['config']
-    difference = recipe.first_difference(
-      {k: v for k, v in saved.items() if k not in _FREE},
-      {k: v for k, v in mine.items() if k not in _FREE},
-    )
-    if difference is not None:
-      where, old, new = difference
-      raise ValueError(
-        f'workdir: {workdir} belongs to a chain with {where} = {old!r}, this '
-        f'one has {new!r}; choose another --workdir or the same config'
-      )
-    return
-  if workdir.exists() and any(workdir.iterdir()):
-    raise ValueError(
-      f'workdir: {workdir} holds files that are not of a chain (no '
-      'config.json), expected an empty or new directory'
-    )
-  workdir.mkdir(parents=True, exist_ok=True)
-  content = {
-    'config': mine,
-    'versions': recipe.versions(),
-    'git': recipe.git_state(),
-    'command': sys.argv,
-  }
-  integrity.write_atomically(path, json.dumps(content, indent=1))

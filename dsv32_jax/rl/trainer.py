@@ -24,32 +24,27 @@ import dataclasses
 import json
 import pathlib
 import signal
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dsv32_jax.checkpoints import CheckpointError, CheckpointManager, integrity
 from dsv32_jax.config import convert
 from dsv32_jax.config.rl import RLConfig
-from dsv32_jax.inference.sampling import Sampling
 from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.rl import batches, held_out, meshes, progress, rollout, store
-from dsv32_jax.rl import step as step_lib
 from dsv32_jax.rl.collection import Batch, Collector
+from dsv32_jax.rl.learner import Learner
 from dsv32_jax.rl.ledger import Ledger
 from dsv32_jax.rl.prompts import Prompts
 from dsv32_jax.rl.rewards import RewardModel
 from dsv32_jax.rl.start import Start
 from dsv32_jax.rl.types import Group
 from dsv32_jax.sharding import parallel as parallel_lib
-from dsv32_jax.sharding import specs
 from dsv32_jax.sharding.hosts import agreement
-from dsv32_jax.training import compiled_step, loop, optimizer, recipe
+from dsv32_jax.training import compiled_step, loop, workdirs
 from dsv32_jax.training import metrics as metrics_lib
 from dsv32_jax.training import state as state_lib
 
@@ -97,8 +92,8 @@ class Run:
     self._training, self._sampling = meshes.make(config)
     self._model = DeepSeekV32(config.rl_model)
     state_lib.variable_shapes(self._model, self._training)
-    check_claim(config, self.workdir)
-    _claim(config, self.workdir)
+    workdirs.check(config, self.workdir, free=_FREE)
+    workdirs.claim(config, self.workdir)
 
   @property
   def is_done(self) -> bool:
@@ -206,14 +201,16 @@ class _Session:
     self._store = store.RolloutStore(workdir / 'rollouts')
     self._collector = Collector(config, prompts, self._rewards, self._store)
     self._sampler: rollout.Sampler | None = None
-    self._needs_reference = any(
-      config.grpo.kl_strength_of(name) > 0 for name in prompts.domains
+    self._learner = Learner(model, config, prompts.domains, training)
+    self._evaluator = held_out.Evaluator(
+      config,
+      workdir / 'evaluation',
+      prompts=prompts,
+      rewards=self._rewards,
+      model=model.cfg,
+      report=report,
+      phase=self._phase,
     )
-    self._carry: Any = None
-    self._reference: Any = None
-    self._shardings: Any = None
-    self._compiled: dict[int, Callable] = {}
-    self._score = jax.jit(step_lib.make_score_fn(model, config.grpo))
     self._handed_over = -1
 
   def train(self) -> dict[str, Any]:
@@ -222,7 +219,7 @@ class _Session:
     place = self._restore()
     self._metrics.start(step=place.step, total_steps=config.steps)
     if place.step == 0:
-      self._evaluate_ends(place)
+      self._evaluate(place)
     count = config.update.minibatches
     batch: Batch | None = None
     parts: list[list[batches.Sample]] = []
@@ -232,7 +229,7 @@ class _Session:
       line: dict[str, Any] = {}
       if part == 0:
         if self._is_refresh(number):
-          self._reference = _copy(self._state.variables)
+          self._learner.refresh_reference()
         self._collect(number, place)
       if batch is None or batch.number != number:
         batch = self._find(number)
@@ -242,46 +239,31 @@ class _Session:
         line['rollout/age'] = float(place.step - _weight_version(batch))
         self._write_examples(batch, place.step)
         self._count_rollout(batch, parts, place)
-      line.update(self._step(parts[part], place))
+      line.update(self._learner.step(parts[part], place.ledger))
       place.step += 1
       now = time.perf_counter()
       place.seconds, clock = place.seconds + now - clock, now
       line.update(self._totals(batch, place))
       self._finish_step(line, place)
-    self._evaluate_ends(place)
+    self._evaluate(place)
     self._checkpoints.wait()
     return self._summary(place)
 
   # Where it starts.
 
-  @property
-  def _state(self) -> state_lib.TrainState:
-    return self._carry[0]
-
   def _restore(self) -> _Place:
     """Takes the state of the newest checkpoint, or of the start."""
-    stage = self._stage()
     shapes = state_lib.variable_shapes(self._model, self._parallel)
-    copies = 3 + self._needs_reference
+    copies = 3 + self._learner.needs_reference
     self._checkpoints.check_space([shapes['params']] * copies)
-    variables = self._start.variables(self._model, self._parallel)
-    if self._parallel is not None:
-      self._shardings = specs.of_leaves(variables['params'])
-    state = state_lib.create(variables, stage, self._tx(), self._parallel)
-    state = compiled_step.place_state(state, self._parallel)
-    if self._needs_reference:
-      self._reference = _copy(state.variables)
+    self._learner.start(self._start.variables(self._model, self._parallel))
     place = _Place(0, Ledger(self._start.flops), 0.0)
-    tree = self._tree(state)
-    template = compiled_step.shapes(tree)
+    template = compiled_step.shapes(self._learner.tree())
     if self._checkpoints.sealed_steps():
-      # Two states would need twice the memory.
-      compiled_step.free(tree)
+      self._learner.free()
     restored = self._checkpoints.restore_latest(template)
     if restored is not None:
-      tree = dict(restored.state)
-      self._reference = tree.pop('reference', None)
-      state = state_lib.TrainState(**tree)
+      self._learner.restore(restored.state)
       place = _Place(
         restored.step,
         Ledger.from_state(restored.extra['ledger']),
@@ -290,27 +272,7 @@ class _Session:
       self._report(
         f'resumed from step {place.step} of {self._checkpoints.directory}'
       )
-    is_finite = compiled_step.place_state(np.asarray(True), self._parallel)
-    self._carry = (state, is_finite)
     return place
-
-  def _tree(self, state: state_lib.TrainState) -> dict:
-    """What a checkpoint holds; parameters where `load_params` looks."""
-    tree = {
-      field.name: getattr(state, field.name)
-      for field in dataclasses.fields(state)
-    }
-    if self._reference is None:
-      return tree
-    return {**tree, 'reference': self._reference}
-
-  def _stage(self) -> Any:
-    return step_lib.rl_stage(self._config.grpo, self._model.cfg)
-
-  def _tx(self) -> Any:
-    update = self._config.update
-    settings = {'main': update.optimizer, 'indexer': update.indexer_optimizer}
-    return optimizer.for_groups(settings, self._config.steps, self._stage())
 
   # Rollouts.
 
@@ -350,7 +312,7 @@ class _Session:
     if self._sampler is None:
       self._sampler = rollout.Sampler(
         self._model.cfg,
-        self._state.variables,
+        self._learner.variables,
         config.rollout,
         self._start.tokenizer,
         max_tokens=config.update.max_prompt_tokens + config.max_new_tokens,
@@ -358,7 +320,7 @@ class _Session:
         parallel=self._sampling,
       )
     elif self._handed_over != place.step:
-      self._sampler.update(self._state.variables)
+      self._sampler.update(self._learner.variables)
     self._handed_over = place.step
     return self._sampler
 
@@ -367,10 +329,17 @@ class _Session:
       self._sampler.release()
 
   def _minibatches(self, batch: Batch) -> list[list[batches.Sample]]:
+    return self._cut(
+      batches.samples(batch.groups, self._config.grpo), batch.number
+    )
+
+  def _cut(
+    self, samples: Sequence[batches.Sample], number: int
+  ) -> list[list[batches.Sample]]:
     return batches.minibatches(
-      batches.samples(batch.groups, self._config.grpo),
+      samples,
       self._config.update.minibatches,
-      seed=(self._config.seed, _MINIBATCHES, batch.number),
+      seed=(self._config.seed, _MINIBATCHES, number),
     )
 
   def _drift(self, groups: Sequence[Group], number: int) -> dict[str, float]:
@@ -378,96 +347,18 @@ class _Session:
 
     Looks at the first minibatch's share of the responses.
     """
-    config = self._config
-    samples = batches.minibatches(
-      batches.samples(groups, config.grpo),
-      config.update.minibatches,
-      seed=(config.seed, _MINIBATCHES, number),
-    )[0]
-    scores = self._score(self._state.variables, self._packed(samples))
-    return {
-      name: float(value)
-      for name, value in jax.device_get(scores.metrics).items()
-      if name.startswith('sampler/')
-    }
+    batch = batches.samples(groups, self._config.grpo)
+    return self._learner.drift(self._cut(batch, number)[0])
 
   # Steps.
-
-  def _packed(self, samples: Sequence[batches.Sample]) -> Any:
-    config = self._config
-    rows = config.rows
-    if batches.rows_needed(samples, config.row_tokens) > rows:
-      rows = config.most_rows
-    host = batches.make_batch(
-      samples,
-      model=self._model.cfg,
-      grpo=config.grpo,
-      rows=rows,
-      row_tokens=config.row_tokens,
-      domains=self._prompts.domains,
-      num_responses=config.responses_per_minibatch,
-      kept_cap=config.kept_cap,
-    )
-    return batches.place(host, self._parallel)
-
-  def _step(
-    self, samples: Sequence[batches.Sample], place: _Place
-  ) -> dict[str, float]:
-    """One optimizer step on one minibatch."""
-    cfg = self._model.cfg
-    fed = [sample.response.tokens.size - 1 for sample in samples]
-    began = time.perf_counter()
-    batch = self._packed(samples)
-    packed = time.perf_counter()
-    if self._reference is not None:
-      scores = self._score(self._reference, batch)
-      batch = dataclasses.replace(batch, ref_logprob_BT=scores.ref_logprob_BT)
-      jax.block_until_ready(batch.ref_logprob_BT)
-      place.ledger.add_forward('scoring', cfg, fed)
-    scored = time.perf_counter()
-    rows = batch.tokens_BT.shape[0]
-    line = {}
-    if rows not in self._compiled:
-      self._compiled[rows] = self._compile(batch)
-      line['time/compile_s'] = time.perf_counter() - scored
-    compiled = time.perf_counter()
-    self._carry, values = self._compiled[rows](self._carry, batch, self._key())
-    values = jax.device_get(values)
-    place.ledger.add_training(cfg, fed)
-    line |= {name: float(value) for name, value in values.items()}
-    line |= {
-      'time/pack_s': packed - began,
-      'time/reference_s': scored - packed,
-      'time/update_s': time.perf_counter() - compiled,
-    }
-    line['train/tokens'] = float(sum(fed))
-    line['train/tokens_per_s'] = sum(fed) / line['time/update_s']
-    line['train/fill'] = sum(fed) / (rows * self._config.row_tokens)
-    return line
-
-  def _compile(self, batch: Any) -> Callable:
-    step = step_lib.make_rl_step(
-      self._model,
-      self._config.grpo,
-      self._tx(),
-      micro_batches=self._config.update.micro_batches,
-      logits_chunk=self._config.update.logits_chunk,
-      shardings=self._shardings,
-    )
-    return compiled_step.compile_step(
-      lambda state, batch, key: step(state, batch),
-      self._carry,
-      batch,
-      self._key(),
-    )
-
-  def _key(self) -> Any:
-    return compiled_step.place_state(jax.random.key(0), self._parallel)
 
   def _is_refresh(self, number: int) -> bool:
     every = self._config.update.reference_every
     return (
-      self._needs_reference and every > 0 and number > 0 and number % every == 0
+      self._learner.needs_reference
+      and every > 0
+      and number > 0
+      and number % every == 0
     )
 
   def _finish_step(self, line: dict, place: _Place) -> None:
@@ -490,7 +381,10 @@ class _Session:
     number, rest = divmod(place.step, config.update.minibatches)
     every = config.evaluation.every_batches
     if rest == 0 and every and number % every == 0:
-      line.update(self._evaluate_on_the_way(place))
+      line.update(
+        self._evaluator.on_the_way(self._sampler_of(place), place.ledger)
+      )
+      self._release()
     self._metrics.write(place.step, line)
     if (
       place.step % config.checkpoint.every_steps == 0
@@ -503,13 +397,13 @@ class _Session:
   def _save(self, place: _Place) -> None:
     self._checkpoints.save(
       place.step,
-      self._tree(self._state),
+      self._learner.tree(),
       {
         'ledger': place.ledger.state(),
         'seconds': place.seconds,
         'config': convert.to_dict(self._config),
         'model': convert.to_dict(self._model.cfg),
-        'versions': recipe.versions(),
+        'versions': workdirs.versions(),
       },
     )
     # The oldest checkpoint that may be gone back to decides.
@@ -569,157 +463,22 @@ class _Session:
 
     return open_board
 
-  def _evaluate_ends(self, place: _Place) -> None:
-    """All held-out problems, before the first step and after the last."""
-    evaluation = self._config.evaluation
-    path = self._evaluation_path(place.step)
-    if path.exists():
-      content = json.loads(path.read_text(encoding='utf-8'))
-      place.ledger.spent['evaluation'] += content['flops']
-      return
-    before = place.ledger.spent['evaluation']
-    ways = {
-      'sampled': Sampling(
-        temperature=evaluation.temperature, top_p=evaluation.top_p
-      )
-    }
-    if evaluation.greedy and evaluation.temperature > 0:
-      ways['greedy'] = Sampling(temperature=0.0)
-    found = {
-      way: self._evaluate(
-        place,
-        sampling,
-        problems=evaluation.problems,
-        samples=evaluation.samples if way == 'sampled' else 1,
-        name=f'evaluation ({way})',
-      )
-      for way, sampling in ways.items()
-    }
-    spent = place.ledger.spent['evaluation'] - before
-    content = {'step': place.step, 'flops': spent, 'ways': found}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    integrity.write_atomically(path, json.dumps(content))
-    for way, domains in found.items():
-      for name, one in domains.items():
-        self._report(
-          f'held-out {name} at step {place.step}, {way}: pass@1 '
-          f'{one["pass@1"]:.3f} ({one["low"]:.3f} to {one["high"]:.3f}, n '
-          f'{one["n"]})'
-        )
-
-  def _evaluate_on_the_way(self, place: _Place) -> dict:
-    evaluation = self._config.evaluation
-    found = self._evaluate(
-      place,
-      Sampling(temperature=evaluation.temperature, top_p=evaluation.top_p),
-      problems=evaluation.problems_on_the_way,
-      samples=evaluation.samples,
-      name='evaluation',
+  def _evaluate(self, place: _Place) -> None:
+    self._evaluator.at_end(
+      place.step, lambda: self._sampler_of(place), place.ledger
     )
-    line = {f'eval/{name}': one['pass@1'] for name, one in found.items()}
-    line['eval/pass@1'] = float(np.mean(list(line.values())))
-    line['eval/n'] = float(sum(one['n'] for one in found.values()))
-    return line
-
-  def _evaluate(
-    self,
-    place: _Place,
-    sampling: Sampling,
-    *,
-    problems: int,
-    samples: int,
-    name: str,
-  ) -> dict[str, Any]:
-    evaluation = self._config.evaluation
-    sampler = self._sampler_of(place)
-    found = {}
-    for domain in evaluation.domains or self._prompts.domains:
-      found[domain] = held_out.evaluate(
-        sampler,
-        self._rewards,
-        self._prompts.held_out(domain, problems),
-        samples=samples,
-        sampling=sampling,
-        max_new_tokens=self._prompts.max_new_tokens(domain),
-        seed=self._config.seed,
-        on_progress=self._phase(name),
-      )
-      place.ledger.add_forward(
-        'evaluation', self._model.cfg, found[domain].pop('fed_tokens')
-      )
     self._release()
-    return found
-
-  def _evaluation_path(self, step: int) -> pathlib.Path:
-    return self._workdir / 'evaluation' / f'step_{step:08d}.json'
 
   def _summary(self, place: _Place) -> dict[str, Any]:
-    def accuracies(step: int) -> dict:
-      path = self._evaluation_path(step)
-      content = json.loads(path.read_text(encoding='utf-8'))
-      return {
-        way: {
-          name: {k: one[k] for k in ('pass@1', 'low', 'high', 'n')}
-          for name, one in domains.items()
-        }
-        for way, domains in content['ways'].items()
-      }
-
     return {
       'steps': place.step,
       'batches': self._config.batches,
       'seconds': place.seconds,
       'compute': place.ledger.state() | {'fraction': place.ledger.fraction},
-      'before': accuracies(0),
-      'after': accuracies(place.step),
+      'before': self._evaluator.accuracies(0),
+      'after': self._evaluator.accuracies(place.step),
     }
 
 
 def _weight_version(batch: Batch) -> int:
   return batch.groups[0].responses[0].response.weight_version
-
-
-def _copy(variables: Mapping) -> dict:
-  """Arrays of their own: those of the state are donated."""
-  return jax.tree.map(jnp.copy, dict(variables))
-
-
-def check_claim(config: RLConfig, workdir: pathlib.Path) -> None:
-  """Refuses a work directory that belongs to another run.
-
-  Raises:
-    ValueError: naming the first field that differs, with both values, or the
-      file that is in the way.
-  """
-  path = workdir / 'config.json'
-  if not path.exists():
-    if workdir.exists() and any(workdir.iterdir()):
-      raise ValueError(
-        f'workdir: {workdir} holds files that are not of a run (no '
-        'config.json), expected an empty or new directory'
-      )
-    return
-  saved = json.loads(path.read_text(encoding='utf-8'))['config']
-  mine = json.loads(json.dumps(convert.to_dict(config)))
-  for name in _FREE:
-    saved.pop(name, None)
-    mine.pop(name, None)
-  difference = recipe.first_difference(saved, mine)
-  if difference is not None:
-    where, old, new = difference
-    raise ValueError(
-      f'workdir: {workdir} belongs to a run with {where} = {old!r}, this one '
-      f'has {new!r}; choose another --workdir or the same config'
-    )
-
-
-def _claim(config: RLConfig, workdir: pathlib.Path) -> None:
-  content = {
-    'config': convert.to_dict(config),
-    'versions': recipe.versions(),
-    'git': recipe.git_state(),
-    'command': sys.argv,
-  }
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / 'config.json'
-  integrity.write_atomically(path, json.dumps(content, indent=1))

@@ -13,12 +13,8 @@ A work directory belongs to one configuration:
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import pathlib
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +33,7 @@ from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.sharding import axes, process_rows, specs
 from dsv32_jax.sharding import mesh as mesh_lib
 from dsv32_jax.sharding.hosts import agreement
-from dsv32_jax.training import loop, optimizer, proof, stages, step
+from dsv32_jax.training import loop, optimizer, proof, stages, step, workdirs
 from dsv32_jax.training import metrics as metrics_lib
 from dsv32_jax.training import state as state_lib
 
@@ -95,7 +91,7 @@ class Run:
   def _prepare(self) -> None:
     """Checks the work directory and the data, then claims the directory."""
     config = self.config
-    check_claim(config, self.workdir)
+    workdirs.check(config, self.workdir, free=_FREE, beside=(DEMONSTRATIONS,))
     first = config.stages[config.order[0]]
     vocab_size = config.model.vocab_size
     directory = self.workdir / 'tokenizer'
@@ -110,7 +106,7 @@ class Run:
     if not directory.exists():
       self.workdir.mkdir(parents=True, exist_ok=True)
       self.tokenizer.save(str(directory))
-    _claim(config, self.workdir)
+    workdirs.claim(config, self.workdir)
 
   def corpora(self, config: DataConfig) -> data.Corpora:
     """The tokenized corpora of a stage; equal sources are read once."""
@@ -217,7 +213,7 @@ class Run:
           'stage': name,
           'config': convert.to_dict(self.config),
           'model': convert.to_dict(model.cfg),
-          'versions': versions(),
+          'versions': workdirs.versions(),
         },
         parallel=parallel,
         report=self._report,
@@ -354,98 +350,7 @@ def _sparsity(directory: pathlib.Path) -> list[dict]:
 
 def _digest(config: RunConfig) -> str:
   """Names all that decides a run's numbers but its files."""
-  text = json.dumps([convert.to_dict(config), versions()], sort_keys=True)
+  text = json.dumps(
+    [convert.to_dict(config), workdirs.versions()], sort_keys=True
+  )
   return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_claim(config: RunConfig, workdir: pathlib.Path) -> None:
-  """Refuses a work directory that belongs to another run.
-
-  Raises:
-    ValueError: naming the first field that differs, with both values, or the
-      file that is in the way.
-  """
-  path = workdir / 'config.json'
-  if not path.exists():
-    known = {DEMONSTRATIONS}
-    if workdir.exists() and {p.name for p in workdir.iterdir()} - known:
-      raise ValueError(
-        f'workdir: {workdir} holds files that are not of a run (no '
-        'config.json), expected an empty or new directory'
-      )
-    return
-  saved = json.loads(path.read_text(encoding='utf-8'))['config']
-  mine = json.loads(json.dumps(convert.to_dict(config)))
-  for name in _FREE:
-    saved.pop(name, None)
-    mine.pop(name, None)
-  difference = first_difference(saved, mine)
-  if difference is not None:
-    where, old, new = difference
-    raise ValueError(
-      f'workdir: {workdir} belongs to a run with {where} = {old!r}, this one '
-      f'has {new!r}; choose another --workdir or the same config'
-    )
-
-
-def first_difference(
-  old: Any, new: Any, where: str = ''
-) -> tuple[str, Any, Any] | None:
-  """Path and both values of the first difference of two JSON trees."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    for key in sorted({*old, *new}):
-      inner = f'{where}.{key}' if where else key
-      found = first_difference(old.get(key), new.get(key), inner)
-      if found is not None:
-        return found
-    return None
-  return None if old == new else (where, old, new)
-
-
-def _claim(config: RunConfig, workdir: pathlib.Path) -> None:
-  path = workdir / 'config.json'
-  content = {
-    'config': convert.to_dict(config),
-    'versions': versions(),
-    'git': git_state(),
-    'command': sys.argv,
-  }
-  workdir.mkdir(parents=True, exist_ok=True)
-  integrity.write_atomically(path, json.dumps(content, indent=1))
-
-
-def versions() -> dict[str, str]:
-  """Versions of what decides a run's numbers."""
-  found = {'python': platform.python_version()}
-  for package in (
-    'jax',
-    'jaxlib',
-    'flax',
-    'optax',
-    'orbax-checkpoint',
-    'grain',
-  ):
-    found[package] = importlib.metadata.version(package)
-  return found
-
-
-def git_state() -> dict[str, Any]:
-  """Commit of the checkout and whether it has changes; {} outside of git."""
-  here = pathlib.Path(__file__).parent
-
-  def git(*arguments: str) -> str:
-    return subprocess.run(
-      ('git', *arguments),
-      cwd=here,
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout.strip()
-
-  try:
-    return {
-      'commit': git('rev-parse', 'HEAD'),
-      'changed': bool(git('status', '--porcelain')),
-    }
-  except (OSError, subprocess.CalledProcessError):
-    return {}

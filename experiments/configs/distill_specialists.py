@@ -2,8 +2,8 @@ r"""Specialist distillation (arXiv:2512.02556, section 3) at laptop scale.
 
 Six specialised domains in two modes. Mathematics, logical reasoning and
 programming have problems that a program checks offline; the agent domains come
-with their environments. The base is pretrained on worked answers most of which
-belong to other problems: it knows the forms of all domains and is poor at each.
+with their environments. The base is pretrained on worked answers of all
+domains, and only briefly: it knows their forms and is poor at each.
 
     python experiments/distill_specialists.py --workdir=runs/distill \
       --config=experiments/configs/distill_specialists.py:cpu --workers=2
@@ -133,8 +133,8 @@ def base_stages(
   }
 
 
-def mostly_swapped(
-  populated: dict[str, SpecialistDomain], *, count: int, swapped: float
+def base_answers_of(
+  populated: dict[str, SpecialistDomain], *, count: int, swapped: float = 0.0
 ) -> dict[str, tuple[DemonstrationConfig, ...]]:
   """The base's demonstrations: so many a domain and mode."""
   return {
@@ -197,7 +197,7 @@ def smoke() -> DistillationConfig:
     base=BaseConfig(
       stages=stages,
       order=tuple(stages),
-      demonstrations=mostly_swapped(populated, count=300, swapped=0.5),
+      demonstrations=base_answers_of(populated, count=300, swapped=0.5),
     ),
     domains=domains(**populated),
     specialist_sft=sft,
@@ -257,7 +257,7 @@ def trained(
     return RLStepConfig(
       batches=batches,
       rollout=RolloutConfig(
-        prompts_per_batch=32,
+        prompts_per_batch=64,
         group_size=8,
         top_p=0.95,
         top_k=32,
@@ -272,7 +272,7 @@ def trained(
       update=UpdateConfig(
         minibatches=2,
         max_prompt_tokens=28,
-        optimizer=adam(2e-4, warmup_steps=10, b2=0.98),
+        optimizer=adam(1e-4, warmup_steps=10, b2=0.98),
         indexer_optimizer=adam(1e-3, b2=0.98),
         reference_every=0,
       ),
@@ -284,9 +284,7 @@ def trained(
     base=BaseConfig(
       stages=stages,
       order=tuple(stages),
-      demonstrations=mostly_swapped(
-        populated, count=base_answers, swapped=0.85
-      ),
+      demonstrations=base_answers_of(populated, count=base_answers),
     ),
     domains=domains(**populated),
     specialist_sft=SFTConfig(
@@ -353,20 +351,22 @@ def cpu() -> DistillationConfig:
       ),
     ),
     demonstrations=12000,
-    sft_steps=1000,
+    sft_steps=2000,
   )
   return trained(
-    byte_model(index_topk=16),
+    byte_model(
+      hidden_size=96, num_hidden_layers=3, index_n_heads=4, index_topk=16
+    ),
     {
       'mathematics': sums,
       'logical_reasoning': order(),
       'programming': words(),
     },
-    batch_size=32,
-    base=(400, 40, 80),
+    batch_size=16,
+    base=(300, 30, 40),
     base_answers=4000,
-    sft=400,
-    student=1500,
-    rl=(60, 100),
-    prompts=4000,
+    sft=600,
+    student=4000,
+    rl=(40, 60),
+    prompts=2000,
   )

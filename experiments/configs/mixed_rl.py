@@ -382,6 +382,8 @@ def small() -> RLConfig:
       precision='bfloat16',
       max_batch=256,
       decode_steps=32,
+      run_ahead=True,
+      least_rows=64,
       prefill_rows=8,
       release_caches=True,
       chunk_prompts=16,

@@ -27,6 +27,8 @@ def _completions(variables, speculative):
       prefill_chunk=16,
       decode_steps=2,
       speculative=speculative,
+      # Rows are packed anew within each group as requests end.
+      least_rows=None if speculative else 1,
     ),
   )
   tickets = [

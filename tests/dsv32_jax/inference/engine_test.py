@@ -13,7 +13,7 @@ import pytest
 
 from dsv32_jax import AttentionMode, inference
 from dsv32_jax.data.tokenizer import ByteTokenizer
-from dsv32_jax.inference import Record, Request, Sampling, sampling
+from dsv32_jax.inference import Record, Request, Sampling, rounds, sampling
 from dsv32_jax.modules.transformer import DeepSeekV32
 from tests.support import tiny_configs
 
@@ -235,6 +235,49 @@ def test_prompts_run_together_give_what_each_gives_alone(loaded):
       ours.logprobs, expected.logprobs, atol=LOGPROB_TOLERANCE
     )
     np.testing.assert_array_equal(ours.prompt_experts, expected.prompt_experts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('run_ahead', [False, True])
+def test_rows_become_fewer_as_requests_end(loaded, run_ahead, monkeypatch):
+  generator = np.random.default_rng(13)
+  lengths = [2, 24, 3, 9, 2, 17, 5]
+  requests = [
+    Request(
+      prompt=_prompt(generator, 12), max_new_tokens=n, seed=n, record=RECORD
+    )
+    for n in lengths
+  ]
+  engine = _engine(
+    loaded,
+    max_batch=7,
+    num_pages=35,
+    fill_first=True,
+    least_rows=2,
+    decode_steps=2,
+    run_ahead=run_ahead,
+  )
+  decode, widths = rounds.decode, []
+
+  def watched(model, variables, memory, rows, *args, **more):
+    widths.append(len(rows.place_B))
+    return decode(model, variables, memory, rows, *args, **more)
+
+  monkeypatch.setattr(rounds, 'decode', watched)
+  together = _complete(engine, *requests)
+  assert {2, 4} < set(widths) <= {2, 4, 7}
+  assert widths[-1] == 2
+  alone = _engine(loaded)
+  for request, ours in zip(requests, together, strict=True):
+    (expected,) = _complete(alone, request)
+    assert ours.tokens == expected.tokens
+    np.testing.assert_allclose(
+      ours.logprobs, expected.logprobs, atol=LOGPROB_TOLERANCE
+    )
+    np.testing.assert_array_equal(ours.experts, expected.experts)
+  assert engine.stats().steps == sum(lengths) - len(lengths)
+  with pytest.raises(ValueError, match='least_rows: got 2 with speculative'):
+    inference.EngineConfig(least_rows=2, speculative=True)
 
 
 def test_new_weights_give_what_an_engine_made_with_them_gives(loaded):

@@ -91,7 +91,7 @@ def test_distillation_other_config_in_the_same_workdir_is_refused(tmp_path):
 
 def test_distillation_foreign_directory_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').write_text('mine')
-  with pytest.raises(ValueError, match='holds files that are not of a chain'):
+  with pytest.raises(ValueError, match='holds files that are not of a run'):
     specialists.Distillation(config('smoke'), tmp_path, report=quiet)
   assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
 
