@@ -2,11 +2,8 @@
 
 `python -m tests.support.kill_resume prepare DIR` traces the training step of
 the preset `tiny` once and stores it with a first state: tracing takes longer
-than all steps together. `python -m tests.support.kill_resume serve DIR` imports
-everything once; for each work directory that it reads from stdin it forks a
-process that trains there and prints its id; the next line waits for its end and
-gets its exit status. Until then the id stays its own, so a late kill hits no
-other process.
+than all steps together. `python -m tests.support.kill_resume serve DIR` trains
+with it in every directory it is told (`fork_server`).
 """
 
 import dataclasses
@@ -17,50 +14,26 @@ import pathlib
 import pickle
 import subprocess
 import sys
-import traceback
 from typing import Any
+
+from tests.support import fork_server
 
 STEPS = 24
 CHECKPOINT_EVERY = 4
 _STAGE = 'sparse_training'
 _PREPARED = 'state_and_step.pickle'
-_ROOT = pathlib.Path(__file__).parents[2]
 
 
-class Server:
-  """Runs `serve` and talks to it."""
-
-  def __init__(self, prepared: pathlib.Path):
-    self._prepared = prepared
-    self._process: Any = None
-
-  def __enter__(self) -> 'Server':
-    prepared = str(self._prepared)
-    subprocess.run(_command('prepare', prepared), **_options(), check=True)
-    self._process = subprocess.Popen(
-      _command('serve', prepared),
-      **_options(),
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-    )
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    self._process.stdin.close()
-    self._process.wait()
-    self._process.stdout.close()
-
-  def start(self, workdir: pathlib.Path) -> int:
-    """Starts training in `workdir`; returns the id of the process."""
-    self._process.stdin.write(f'{workdir}\n')
-    self._process.stdin.flush()
-    return int(self._process.stdout.readline())
-
-  def wait(self) -> int:
-    """Exit status of the process; minus the signal that killed it."""
-    self._process.stdin.write('wait\n')
-    self._process.stdin.flush()
-    return int(self._process.stdout.readline())
+def server(prepared: pathlib.Path) -> fork_server.Server:
+  """Prepares, and serves runs."""
+  environment = _environment()
+  subprocess.run(
+    _command('prepare', str(prepared)),
+    cwd=fork_server.ROOT,
+    env=environment,
+    check=True,
+  )
+  return fork_server.Server(_command('serve', str(prepared)), environment)
 
 
 def digest(workdir: pathlib.Path, prepared: pathlib.Path) -> tuple[int, str]:
@@ -84,10 +57,9 @@ def _command(action: str, directory: str) -> list[str]:
   return [sys.executable, '-m', 'tests.support.kill_resume', action, directory]
 
 
-def _options() -> dict:
+def _environment() -> dict[str, str]:
   # One device, and none of the test's flags.
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  return {'cwd': _ROOT, 'env': environment, 'text': True}
+  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
 
 
 def _batches() -> Any:
@@ -190,26 +162,11 @@ def _train(directory: pathlib.Path, workdir: pathlib.Path) -> None:
 
 
 def _serve(directory: pathlib.Path) -> None:
-  say = functools.partial(print, flush=True)
-  # No backend may be initialised before a fork; imports are enough.
   import dsv32_jax.data
   import dsv32_jax.training.loop
   import dsv32_jax.training.step  # noqa: F401
 
-  while line := sys.stdin.readline():
-    process = os.fork()
-    if not process:
-      status = 1
-      try:
-        _train(directory, pathlib.Path(line.strip()))
-        status = 0
-      except BaseException:
-        traceback.print_exc()
-      finally:
-        os._exit(status)
-    say(process)
-    sys.stdin.readline()
-    say(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+  fork_server.serve(functools.partial(_train, directory))
 
 
 if __name__ == '__main__':

@@ -1,9 +1,7 @@
 """A tiny RL run, and processes that do it, which a test may kill at any moment.
 
-`python -m tests.support.rl_runs serve CACHE` imports everything once; for each
-work directory that it reads from stdin it forks a process that trains there and
-prints its id; the next line waits for its end and gets its exit status. Until
-then the id stays its own, so a late kill hits no other process.
+`python -m tests.support.rl_runs CACHE` trains in every directory it is told
+(`fork_server`), with compiled programs in CACHE.
 """
 
 import functools
@@ -11,9 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-import subprocess
 import sys
-import traceback
 import warnings
 from typing import Any
 
@@ -39,8 +35,7 @@ from dsv32_jax.config.training import (
   OptimizerConfig,
   StageConfig,
 )
-
-_ROOT = pathlib.Path(__file__).parents[2]
+from tests.support import fork_server
 
 
 def config(**changes: Any) -> RLConfig:
@@ -196,44 +191,12 @@ def _state_hash(path: pathlib.Path) -> str:
   return found.hexdigest()
 
 
-class Server:
-  """Runs `serve` and talks to it."""
-
-  def __init__(self, cache: pathlib.Path):
-    self._cache = cache
-    self._process: Any = None
-
-  def __enter__(self) -> 'Server':
-    # One device.
-    environment = dict(os.environ)
-    # It compiles for longer than it runs.
-    environment['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
-    self._process = subprocess.Popen(
-      [sys.executable, '-m', 'tests.support.rl_runs', str(self._cache)],
-      cwd=_ROOT,
-      env=environment,
-      text=True,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-    )
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    self._process.stdin.close()
-    self._process.wait()
-    self._process.stdout.close()
-
-  def start(self, workdir: pathlib.Path) -> int:
-    """Starts training in `workdir`; returns the id of the process."""
-    self._process.stdin.write(f'{workdir}\n')
-    self._process.stdin.flush()
-    return int(self._process.stdout.readline())
-
-  def wait(self) -> int:
-    """Exit status of the process; minus the signal that killed it."""
-    self._process.stdin.write('wait\n')
-    self._process.stdin.flush()
-    return int(self._process.stdout.readline())
+def server(cache: pathlib.Path) -> fork_server.Server:
+  """Serves runs."""
+  # One device, and it compiles for longer than it runs.
+  environment = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+  command = [sys.executable, '-m', 'tests.support.rl_runs', str(cache)]
+  return fork_server.Server(command, environment)
 
 
 def _train(cache: pathlib.Path, workdir: pathlib.Path) -> None:
@@ -269,32 +232,11 @@ class _Silent:
 
 
 def _serve(cache: pathlib.Path) -> None:
-  # Progress of stages goes to stdout, which is for ids here.
-  answers = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)
-
-  def say(value: int) -> None:
-    print(value, file=answers, flush=True)
-
-  # No backend may be initialised before a fork; imports are enough.
   import reasoning_gym  # noqa: F401
 
   import dsv32_jax.rl.trainer  # noqa: F401
 
-  while line := sys.stdin.readline():
-    process = os.fork()
-    if not process:
-      status = 1
-      try:
-        _train(cache, pathlib.Path(line.strip()))
-        status = 0
-      except BaseException:
-        traceback.print_exc()
-      finally:
-        os._exit(status)
-    say(process)
-    sys.stdin.readline()
-    say(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+  fork_server.serve(functools.partial(_train, cache))
 
 
 if __name__ == '__main__':

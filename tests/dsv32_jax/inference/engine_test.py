@@ -214,6 +214,18 @@ def test_requests_with_settings_of_their_own_do_not_touch_each_other(loaded):
   assert beside[0].tokens == beside[2].tokens
 
 
+def _check_as_alone(loaded, requests, together):
+  alone = _engine(loaded)
+  for request, ours in zip(requests, together, strict=True):
+    (expected,) = _complete(alone, request)
+    assert ours.tokens == expected.tokens
+    np.testing.assert_allclose(
+      ours.logprobs, expected.logprobs, atol=LOGPROB_TOLERANCE
+    )
+    np.testing.assert_array_equal(ours.prompt_experts, expected.prompt_experts)
+    np.testing.assert_array_equal(ours.experts, expected.experts)
+
+
 def test_prompts_run_together_give_what_each_gives_alone(loaded):
   generator = np.random.default_rng(11)
   requests = [
@@ -227,14 +239,7 @@ def test_prompts_run_together_give_what_each_gives_alone(loaded):
   engine = _engine(loaded, prefill_rows=3, fill_first=True, run_ahead=True)
   together = _complete(engine, *requests)
   assert engine.stats().running == 0
-  alone = _engine(loaded)
-  for request, ours in zip(requests, together, strict=True):
-    (expected,) = _complete(alone, request)
-    assert ours.tokens == expected.tokens
-    np.testing.assert_allclose(
-      ours.logprobs, expected.logprobs, atol=LOGPROB_TOLERANCE
-    )
-    np.testing.assert_array_equal(ours.prompt_experts, expected.prompt_experts)
+  _check_as_alone(loaded, requests, together)
 
 
 @pytest.mark.slow
@@ -267,14 +272,7 @@ def test_rows_become_fewer_as_requests_end(loaded, run_ahead, monkeypatch):
   together = _complete(engine, *requests)
   assert {2, 4} < set(widths) <= {2, 4, 7}
   assert widths[-1] == 2
-  alone = _engine(loaded)
-  for request, ours in zip(requests, together, strict=True):
-    (expected,) = _complete(alone, request)
-    assert ours.tokens == expected.tokens
-    np.testing.assert_allclose(
-      ours.logprobs, expected.logprobs, atol=LOGPROB_TOLERANCE
-    )
-    np.testing.assert_array_equal(ours.experts, expected.experts)
+  _check_as_alone(loaded, requests, together)
   assert engine.stats().steps == sum(lengths) - len(lengths)
   with pytest.raises(ValueError, match='least_rows: got 2 with speculative'):
     inference.EngineConfig(least_rows=2, speculative=True)

@@ -20,7 +20,7 @@ from tests.support import rl_runs
 def served(tmp_path_factory):
   """A server and the directory of an uninterrupted run."""
   directory = tmp_path_factory.mktemp('rl')
-  with rl_runs.Server(directory / 'compiled') as server:
+  with rl_runs.server(directory / 'compiled') as server:
     whole = directory / 'whole'
     server.start(whole)
     assert server.wait() == 0, _log(whole)

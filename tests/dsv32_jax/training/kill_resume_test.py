@@ -59,7 +59,7 @@ def _lines(workdir: pathlib.Path) -> list[dict]:
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   root = tmp_path_factory.mktemp('kill_resume')
-  with kill_resume.Server(root / 'prepared') as server:
+  with kill_resume.server(root / 'prepared') as server:
     yield _Trained(server, root / 'prepared', root)
 
 
