@@ -70,17 +70,22 @@ def wanted(actives: Sequence[Active], vocab_size: int) -> rounds.Wanted:
   requests = [active.request for active in actives]
   top = any(request.top_logprobs for request in requests)
   limits = [
-    request.sampling.top_k
+    1 if request.sampling.temperature == 0 else request.sampling.top_k
     for request in requests
-    if request.record.kept and truncates(request.sampling)
+    if truncates(request.sampling)
   ]
-  # Ids are far less to send and to read than bits of a whole vocabulary.
-  as_ids = bool(limits) and None not in limits
-  most = max((limit for limit in limits if limit), default=0)
+  # With a bound there is less to sort, to send and to read than a vocabulary.
+  bounds = [limit for limit in limits if limit is not None]
+  most = 0
+  if bounds and len(bounds) == len(limits):
+    most = 1 << (max(bounds) - 1).bit_length()
   return rounds.Wanted(
     top=min(MAX_TOP_LOGPROBS, vocab_size) if top else 0,
     experts=any(request.record.experts for request in requests),
-    kept=bool(limits) and not as_ids,
-    kept_ids=min(1 << (most - 1).bit_length(), vocab_size) if as_ids else 0,
+    kept=any(
+      request.record.kept and truncates(request.sampling)
+      for request in requests
+    ),
+    most_kept=most if most < vocab_size else 0,
     selected=any(request.record.selected for request in requests),
   )

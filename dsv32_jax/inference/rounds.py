@@ -127,15 +127,16 @@ class Wanted:
   Attributes:
     top: M, 0 for none.
     experts: the experts of tokens.
-    kept: the tokens that could have been drawn, as bits.
-    kept_ids: the same as so many ids, where no more can be kept; 0 for none.
+    kept: the tokens that could have been drawn; as ids where `most_kept` says
+      how many there can be, else as bits.
+    most_kept: of no row can more tokens be drawn; 0 if there is no such bound.
     selected: the selected keys.
   """
 
   top: int = 0
   experts: bool = False
   kept: bool = False
-  kept_ids: int = 0
+  most_kept: int = 0
   selected: bool = False
 
 
@@ -177,7 +178,7 @@ def prefill(
   last_B1 = jnp.maximum(num_new_B - 1, 0)[:, None]
   hidden_B1D = _at(output.hidden_BTD, last_B1)
   logits_B1V = logits_of(cfg, params, hidden_B1D)
-  emission, token_B, target_B1V = _draw(rows, logits_B1V)
+  emission, token_B, target_B1V = _draw(rows, logits_B1V, wanted)
   emission = _with_wanted(emission, wanted, logits_B1V, target_B1V, output)
   emission, _ = _ended(emission, rows)
   is_new_BT = jnp.arange(tokens_BT.shape[1])[None, :] < num_new_B[:, None]
@@ -202,6 +203,7 @@ def prefill(
     length_B,
     last_B1,
     attention,
+    wanted,
   )
 
 
@@ -284,9 +286,9 @@ def _decode_step(
   output = _extend(model, variables, memory, rows, fed_BT, attention)
   logits_BEV = logits_of(cfg, params, output.hidden_BTD)
   if has_draft:
-    emission, new_B, target_BEV = _verify(rows, logits_BEV, memory)
+    emission, new_B, target_BEV = _verify(rows, logits_BEV, memory, wanted)
   else:
-    emission, new_B, target_BEV = _draw(rows, logits_BEV)
+    emission, new_B, target_BEV = _draw(rows, logits_BEV, wanted)
   emission = _with_wanted(emission, wanted, logits_BEV, target_BEV, output)
   # What the caches keep: the token fed, and the draft where it was accepted.
   kept_B = emission.count_B
@@ -309,6 +311,7 @@ def _decode_step(
       rows.length_B,
       jnp.maximum(kept_B - 1, 0)[:, None],
       attention,
+      wanted,
     )
   return emission, memory, following, new_B
 
@@ -337,10 +340,12 @@ def _keys(rows: Rows) -> Array:
 
 
 def _draw(
-  rows: Rows, logits_B1V: Array
+  rows: Rows, logits_B1V: Array, wanted: Wanted
 ) -> tuple[Emission, Array, Float[Array, 'B E V']]:
   """One token a row, with its key; rows that rest draw too, for nothing."""
-  drawn = sampling.sample(logits_B1V[:, 0], _keys(rows), rows.params)
+  drawn = sampling.sample(
+    logits_B1V[:, 0], _keys(rows), rows.params, most_kept=wanted.most_kept
+  )
   emission = Emission(
     count_B=(rows.remaining_B > 0).astype(jnp.int32),
     token_BE=drawn.token_B[:, None],
@@ -351,10 +356,12 @@ def _draw(
 
 
 def _verify(
-  rows: Rows, logits_BEV: Array, memory: Memory
+  rows: Rows, logits_BEV: Array, memory: Memory, wanted: Wanted
 ) -> tuple[Emission, Array, Float[Array, 'B E V']]:
   """The drafted token if it is accepted, and one of the model's own."""
-  target_BEV = sampling.target_logits(logits_BEV, rows.params)
+  target_BEV = sampling.target_logits(
+    logits_BEV, rows.params, most_kept=wanted.most_kept
+  )
   draft_B1 = memory.draft_token_B[:, None]
   verified = speculative.verify(
     target_BEV,
@@ -405,6 +412,7 @@ def _drafted(
   length_B: Array,
   last_B1: Array,
   attention: AttentionMode,
+  wanted: Wanted,
 ) -> Memory:
   """Runs the MTP module over new tokens and drafts the one after the next."""
   cfg, params = model.cfg, variables['params']
@@ -420,7 +428,9 @@ def _drafted(
     memory.draft_cache,
   )
   logits_B1V = logits_of(cfg, params, _at(hidden_BTD, last_B1))
-  draft_BV = sampling.target_logits(logits_B1V, rows.params)[:, 0]
+  draft_BV = sampling.target_logits(
+    logits_B1V, rows.params, most_kept=wanted.most_kept
+  )[:, 0]
   token_B = sampling.draw(draft_BV, _for_purpose(_keys(rows), _DRAFT))
 
   def put(old_B: Array, new_B: Array) -> Array:
@@ -448,13 +458,10 @@ def _with_wanted(
     extra['top_logprob_BEM'], extra['top_token_BEM'] = jax.lax.top_k(
       logprobs_BEV, wanted.top
     )
-  if wanted.kept:
+  if wanted.kept and wanted.most_kept:
+    extra['kept_BEM'] = sampling.most_likely_ids(target_BEV, wanted.most_kept)
+  elif wanted.kept:
     extra['kept_BEV8'] = jnp.packbits(target_BEV > -jnp.inf, axis=-1)
-  if wanted.kept_ids:
-    weight_BEM, id_BEM = jax.lax.top_k(target_BEV, wanted.kept_ids)
-    V = target_BEV.shape[-1]
-    id_BEM = jnp.sort(jnp.where(weight_BEM > -jnp.inf, id_BEM, V), axis=-1)
-    extra['kept_BEM'] = jnp.where(id_BEM < V, id_BEM, -1)
   if wanted.experts and output.expert_index_LBTA is not None:
     extra['expert_LBTA'] = output.expert_index_LBTA
   if wanted.selected and output.selected_LBTK is not None:

@@ -7,6 +7,7 @@ Letters: B requests, T positions, V vocabulary, X any leading dimensions.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
+
+import pallas_kernels
+from dsv32_jax.sharding import parallel
 
 _ALL = 0  # top_k of a request without one.
 
@@ -121,6 +125,8 @@ def sample(
   logits_BV: Float[Array, 'B V'],
   key_B: Key[Array, ' B'],
   params: SamplingParams,
+  *,
+  most_kept: int = 0,
 ) -> Sampled:
   """Draws each request's next token with its own key.
 
@@ -132,8 +138,9 @@ def sample(
     logits_BV: any float type; computed in float32.
     key_B: one key a request; of no effect if greedy.
     params: how to draw.
+    most_kept: see `target_logits`.
   """
-  target_BV = target_logits(logits_BV, params)
+  target_BV = target_logits(logits_BV, params, most_kept=most_kept)
   # Noise for a whole vocabulary is the dearest part of an easy draw.
   token_B = jax.lax.cond(
     jnp.any(params.temperature_B > 0),
@@ -151,7 +158,10 @@ def sample(
 
 
 def target_logits(
-  logits: Float[Array, 'B *T V'], params: SamplingParams
+  logits: Float[Array, 'B *T V'],
+  params: SamplingParams,
+  *,
+  most_kept: int = 0,
 ) -> Float[Array, 'B *T V']:
   """The log-weights that tokens are drawn from; float32.
 
@@ -162,11 +172,16 @@ def target_logits(
   Args:
     logits: after one position of each request or after several.
     params: one setting a request, for all of its positions.
+    most_kept: no row that top-p truncates has a larger top_k, and none is
+      without one; 0 if there may be such rows. Then only so many tokens need
+      be sorted, not the vocabulary; the result is the same. Static.
   """
   if logits.ndim == 3:
     B, T, V = logits.shape
     params_BT = jax.tree.map(lambda x_B: jnp.repeat(x_B, T), params)
-    target = target_logits(logits.reshape(B * T, V), params_BT)
+    target = target_logits(
+      logits.reshape(B * T, V), params_BT, most_kept=most_kept
+    )
     return target.reshape(B, T, V)
   logits_BV = logits.astype(jnp.float32)
   temperature_B1 = jnp.asarray(params.temperature_B)[:, None]
@@ -185,7 +200,7 @@ def target_logits(
   top_p_B1 = jnp.where(needs_p_B1, top_p_B1, jnp.inf)
   kept_BV = jax.lax.cond(
     jnp.any(needs_k_B1 | needs_p_B1),
-    _most_likely,
+    functools.partial(_most_likely, most_kept=most_kept),
     lambda scaled_BV, *_: jnp.ones(scaled_BV.shape, jnp.bool),
     scaled_BV,
     top_k_B1,
@@ -236,31 +251,60 @@ def step_keys(
   return jax.vmap(jax.random.fold_in, in_axes=in_axes)(key_B, step)
 
 
-def _most_likely(scaled_BV: Array, top_k_B1: Array, top_p_B1: Array) -> Array:
-  """The tokens that top-k and then top-p keep; at least one a row."""
-  B, V = scaled_BV.shape
+def _most_likely(
+  scaled_BV: Array, top_k_B1: Array, top_p_B1: Array, *, most_kept: int
+) -> Array:
+  """The tokens that top-k and then top-p keep; at least one a row.
+
+  C candidates, which are the whole vocabulary without a bound.
+  """
+  V = scaled_BV.shape[1]
+  id_BV = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), scaled_BV.shape)
+  score_BC, id_BC = scaled_BV, id_BV
+  if 0 < most_kept < V:
+    # In the order of their ids; -1 where less are above -inf.
+    id_BC = most_likely_ids(scaled_BV, most_kept)
+    score_BC = jnp.take_along_axis(scaled_BV, jnp.maximum(id_BC, 0), axis=-1)
+    score_BC = jnp.where(id_BC < 0, -jnp.inf, score_BC)
   # Stable, so equal logits stay in the order of their ids.
-  id_BV = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), (B, V))
-  negated_BV, order_BV = jax.lax.sort(
-    (-scaled_BV, id_BV), dimension=-1, num_keys=1, is_stable=True
+  negated_BC, order_BC = jax.lax.sort(
+    (-score_BC, id_BC), dimension=-1, num_keys=1, is_stable=True
   )
-  rank_V = jnp.arange(V)[None, :]
-  is_in_BV = rank_V < top_k_B1
-  probs_BV = jax.nn.softmax(jnp.where(is_in_BV, -negated_BV, -jnp.inf), axis=-1)
+  C = score_BC.shape[1]
+  rank_1C = jnp.arange(C)[None, :]
+  is_in_BC = rank_1C < top_k_B1
+  probs_BC = jax.nn.softmax(jnp.where(is_in_BC, -negated_BC, -jnp.inf), axis=-1)
   # What the better tokens cover; the best has 0 before it.
-  before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-  is_in_BV = is_in_BV & ((before_BV < top_p_B1) | (rank_V == 0))
+  before_BC = jnp.cumsum(probs_BC, axis=-1) - probs_BC
+  is_in_BC = is_in_BC & ((before_BC < top_p_B1) | (rank_1C == 0))
   # The kept ones come first in the order: whatever is at least as good as the
   # last of them, the lower id first, is kept. Saves sorting back.
-  is_out_BV = ~is_in_BV
+  is_out_BC = ~is_in_BC
   num_kept_B1 = jnp.where(
-    jnp.any(is_out_BV, axis=-1, keepdims=True),
-    jnp.argmax(is_out_BV, axis=-1, keepdims=True),
-    V,
+    jnp.any(is_out_BC, axis=-1, keepdims=True),
+    jnp.argmax(is_out_BC, axis=-1, keepdims=True),
+    C,
   )
   last_B1 = num_kept_B1 - 1
-  worst_B1 = -jnp.take_along_axis(negated_BV, last_B1, axis=-1)
-  worst_id_B1 = jnp.take_along_axis(order_BV, last_B1, axis=-1)
-  return (scaled_BV > worst_B1) | (
+  worst_B1 = -jnp.take_along_axis(negated_BC, last_B1, axis=-1)
+  worst_id_B1 = jnp.take_along_axis(order_BC, last_B1, axis=-1)
+  is_kept_BV = (scaled_BV > worst_B1) | (
     (scaled_BV == worst_B1) & (id_BV <= worst_id_B1)
   )
+  return is_kept_BV | (top_k_B1 >= V) & (top_p_B1 >= 1)
+
+
+def most_likely_ids(
+  weights_XV: Float[Array, '*X V'], count: int
+) -> Int[Array, '*X {count}']:
+  """Ids of the tokens of highest weight, ascending, then -1.
+
+  Of equal weights the lowest id comes first; -inf and NaN never do.
+  """
+  weights_1XV = weights_XV.reshape(1, -1, weights_XV.shape[-1])
+  # The kernels are for one device's arrays.
+  implementation = None if parallel.active() is None else 'xla'
+  ids_1XK = pallas_kernels.select_topk(
+    weights_1XV, k=count, implementation=implementation
+  ).indices_BTK
+  return ids_1XK.reshape(*weights_XV.shape[:-1], count)

@@ -114,6 +114,32 @@ def test_target_logits_keep_the_smallest_set_asked_for(options, expected):
   assert _kept(**options) == expected
 
 
+def test_target_logits_of_a_known_bound_are_those_of_the_whole_sort(key):
+  generator = np.random.default_rng(int(jax.random.bits(key)))
+  samplings = [
+    Sampling(
+      temperature=float(generator.uniform(0.2, 2)),
+      top_k=int(generator.integers(1, 17)),
+      top_p=float(generator.choice([1.0, 0.9, 0.5, 0.01])),
+      min_p=float(generator.choice([0.0, 0.1])),
+    )
+    for _ in range(60)
+  ]
+  # Rows that nothing truncates, and those that rest, are in a batch with them.
+  samplings += [Sampling(), Sampling(temperature=0.0), Sampling(min_p=0.2)]
+  logits_BV = generator.normal(size=(len(samplings), 300))
+  # Ties within and across the bound, zeros of both signs, and few finite ones.
+  logits_BV[20:40] = generator.integers(-2, 3, (20, 300))
+  logits_BV[30:40] *= -1.0
+  logits_BV[40:44, 5:] = -np.inf
+  logits_BV = logits_BV.astype(np.float32)
+  expected = _target(logits_BV, *samplings)
+  bounded = jax.jit(sampling_lib.target_logits, static_argnames='most_kept')
+  for most_kept in (16, 64):
+    found = bounded(logits_BV, stack(samplings), most_kept=most_kept)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_target_logits_of_equal_logits_keep_the_lowest_ids():
   target_BV = _target(jnp.zeros((2, 6)), *[Sampling(top_k=2)] * 2)
   np.testing.assert_array_equal(
