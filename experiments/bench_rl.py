@@ -13,6 +13,7 @@ the weights and all cached rows once.
 import concurrent.futures
 import dataclasses
 import json
+import math
 import time
 from typing import Any
 
@@ -30,7 +31,7 @@ from dsv32_jax.rl.types import Group, Response, Scored
 from dsv32_jax.training import optimizer, state
 
 _PRESET = flags.DEFINE_string('preset', 'small', 'Model size.')
-_SAMPLES = flags.DEFINE_integer('samples', 512, 'Responses, all at a time.')
+_SAMPLES = flags.DEFINE_integer('samples', 512, 'Responses.')
 _GROUP = flags.DEFINE_integer('group_size', 16, 'Responses a prompt.')
 _MAX_TOKENS = flags.DEFINE_integer('max_tokens', 4096, 'Longest, with prompt.')
 _PROMPT = flags.DEFINE_integer('prompt_tokens', 256, 'Of each prompt.')
@@ -40,6 +41,8 @@ _SHORTEST = flags.DEFINE_float(
 _TOP_P = flags.DEFINE_float('top_p', 0.95, 'Nucleus; with top_k 64.')
 _ROWS = flags.DEFINE_integer('micro_rows', 2, 'Rows of a micro-batch.')
 _WIDTH = flags.DEFINE_integer('row_widths', 2, 'Longest responses a row.')
+_BATCH = flags.DEFINE_integer('max_batch', 0, 'Responses at a time; 0: all.')
+_LEAST = flags.DEFINE_integer('least_rows', 64, 'Rows at the end; 0: all.')
 _STEPS = flags.DEFINE_integer('decode_steps', 32, 'Steps between host looks.')
 _REMAT = flags.DEFINE_string('remat', 'save_attention', "The trainer's.")
 _CHUNK = flags.DEFINE_integer('query_chunk', 0, "The trainer's.")
@@ -54,9 +57,9 @@ GRPO = GRPOConfig(keep_selection=False)
 RECORD = inference.Record(experts=True, kept=True)
 
 
-def _requests(vocab_size, seed, *, longest=None):
+def _requests(vocab_size, seed):
   generator = np.random.default_rng(seed)
-  most = longest or _MAX_TOKENS.value - _PROMPT.value
+  most = _MAX_TOKENS.value - _PROMPT.value
   sampling = inference.Sampling(top_p=_TOP_P.value, top_k=64)
   found, prompt = [], []
   for number in range(_SAMPLES.value):
@@ -72,6 +75,17 @@ def _requests(vocab_size, seed, *, longest=None):
         record=RECORD,
       )
     )
+  return found
+
+
+def _few_steps(requests):
+  """The same, half of them ending with each call: compiles every width."""
+  most = _MAX_TOKENS.value - _PROMPT.value
+  found = []
+  for number, request in enumerate(requests):
+    calls = math.floor(math.log2(len(requests) / (len(requests) - number)))
+    length = min(2 + (_STEPS.value + 1) * calls, most)
+    found.append(dataclasses.replace(request, max_new_tokens=length))
   return found
 
 
@@ -216,7 +230,8 @@ def main(argv):
     DeepSeekV32(half),
     casted,
     inference.EngineConfig(
-      max_batch=_SAMPLES.value,
+      max_batch=_BATCH.value or _SAMPLES.value,
+      least_rows=_LEAST.value or None,
       max_waiting=_SAMPLES.value,
       max_tokens=_MAX_TOKENS.value,
       table_tokens=_MAX_TOKENS.value,
@@ -237,7 +252,7 @@ def main(argv):
   rows = -(-max(rows, 1) // _ROWS.value) * _ROWS.value
   trainer = _Trainer(cfg, variables, rows)
   began = time.perf_counter()
-  warm = _requests(cfg.vocab_size, 1, longest=2)
+  warm = _few_steps(_requests(cfg.vocab_size, 1))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     compiled = pool.submit(trainer.compile, _any_batch(trainer))
     _roll_out(engine, warm)
