@@ -351,7 +351,7 @@ def cpu() -> DistillationConfig:
       ),
     ),
     demonstrations=12000,
-    sft_steps=2000,
+    sft_steps=1000,
   )
   return trained(
     byte_model(
@@ -367,6 +367,6 @@ def cpu() -> DistillationConfig:
     base_answers=4000,
     sft=600,
     student=4000,
-    rl=(40, 60),
+    rl=(20, 60),
     prompts=2000,
   )

@@ -163,7 +163,7 @@ def cpu() -> RLConfig:
   stages = {
     'base': StageConfig(
       kind='pretrain',
-      steps=120,
+      steps=110,
       data=data,
       optimizer=adam(
         3e-3, warmup_steps=20, schedule='linear', final_fraction=0.1
@@ -187,7 +187,7 @@ def cpu() -> RLConfig:
   }
   return RLConfig(
     model=byte_model(),
-    batches=200,
+    batches=180,
     domains={
       'logical_reasoning': DomainConfig(sources=(words,), weight=7.0),
       'mathematics': DomainConfig(sources=(sums,)),
