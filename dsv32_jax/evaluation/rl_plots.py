@@ -160,8 +160,9 @@ def _health(steps: Sequence[Mapping], figures: Figures) -> None:
   figures.save(
     figure,
     'health',
-    'Health of the optimisation, step by step. `sampler` is the trainer '
-    'against the sampler with the same weights.',
+    'Health of the optimisation: means over the steps of a rollout batch, the '
+    'largest of maxima. `sampler` is the trainer against the sampler with the '
+    'same weights.',
     values,
   )
 
@@ -205,6 +206,7 @@ def _panels(
     for number, name in enumerate(names):
       xs, ys = _points(steps, 'step', name)
       values[name] = {'x': xs, 'y': ys}
+      xs, ys = _of_batches(steps, name)
       colours = (_BLUE, _ORANGE, _GREEN, _RED)
       axis.plot(
         xs,
@@ -232,6 +234,25 @@ def _points(
   pairs = [(line[x], line[y]) for line in steps if x in line and y in line]
   pairs = [p for p in pairs if not any(isinstance(v, str) for v in p)]
   return [float(p[0]) for p in pairs], [float(p[1]) for p in pairs]
+
+
+def _of_batches(
+  steps: Sequence[Mapping], name: str
+) -> tuple[list[float], list[float]]:
+  """One point a rollout batch: the mean of its steps, of maxima the largest.
+
+  The first step of a batch is on-policy and the others are not, so a line
+  through all steps would be a saw.
+  """
+  batches: dict[Any, list[Mapping]] = {}
+  for line in steps:
+    batches.setdefault(line.get('batch', line['step']), []).append(line)
+  reduce = max if name.endswith('_max') else np.mean
+  points = [_points(lines, 'step', name) for lines in batches.values()]
+  return (
+    [xs[-1] for xs, _ in points if xs],
+    [float(reduce(ys)) for _, ys in points if ys],
+  )
 
 
 def _smooth(
