@@ -508,7 +508,7 @@ class Engine:
     if least is None or not running:
       return most
     counts = collections.Counter(active.group for active in running)
-    width = max(least, 1 << (max(counts.values()) - 1).bit_length())
+    width = max(least, _few_sizes(max(counts.values())))
     return min(width * self._groups_count, most)
 
   def _in_rows(self, running: Sequence[Active]) -> list[Active | None]:
@@ -646,6 +646,13 @@ class Engine:
       self._end(active, reason, error)
     for ticket in waiting:
       self._end(Active(ticket, self._tokenizer), reason, error)
+
+
+def _few_sizes(count: int) -> int:
+  """The next power of two or, if that is enough, three quarters of it."""
+  power = 1 << (count - 1).bit_length()
+  smaller = power * 3 // 4
+  return smaller if smaller >= count else power
 
 
 def _laid_out_as(new: dict, old: dict) -> dict:

@@ -31,9 +31,10 @@ class EngineConfig:
       that the device does not wait for the host. Newcomers wait a little
       longer, and a stop string is noticed a call late.
     least_rows: when requests have ended, decode steps run so many rows at least
-      (in each group of devices), powers of two from there on, with a program
-      for each; None always runs max_batch rows. For batches that end request by
-      request, such as rollouts; not with speculation.
+      (in each group of devices), from there on powers of two and three quarters
+      of them, with a program for each; None always runs max_batch rows. For
+      batches that end request by request, such as rollouts; not with
+      speculation.
     latent_format: of cached latent rows: 'compute' or 'fp8' (656 bytes).
     index_format: of cached indexer keys: 'compute' or 'fp8'.
     speculative: draft a token a step with the MTP module.
