@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dsv32_jax.config.model import DENSE, AttentionMode
+from dsv32_jax.config.model import AttentionMode
 from dsv32_jax.inference import cached, engine_rows, rounds
 from dsv32_jax.inference.active import NOT_FINITE, Active
 from dsv32_jax.inference.detokenize import Decoder
@@ -35,6 +35,7 @@ from dsv32_jax.inference.requests import (
 )
 from dsv32_jax.inference.tickets import Ticket
 from dsv32_jax.inference.unroll import unroll
+from dsv32_jax.inference.weights import laid_out_as
 from dsv32_jax.modules.transformer import DeepSeekV32
 from dsv32_jax.sharding import axes, parallel
 
@@ -229,7 +230,7 @@ class Engine:
     self._check_idle('update_variables')
     with parallel.use(self._layout):
       _, new = unroll(self._given, variables)
-    self._variables = _laid_out_as(new, self._variables)
+    self._variables = laid_out_as(new, self._variables)
 
   def release(self) -> None:
     """Gives the memory of the caches back until the next request.
@@ -451,7 +452,9 @@ class Engine:
       tokens_BT,
       np.array(sizes, np.int32),
       follow_B,
-      attention=self._attention(rows, wanted, prefill=True),
+      attention=engine_rows.attention(
+        self.config, self._model.cfg, rows, wanted, prefill=True
+      ),
       wanted=wanted,
     )
     emission = jax.device_get(emission)
@@ -468,7 +471,9 @@ class Engine:
     call, self._ahead = self._ahead or self._call(running), None
     emissions, following = self._wait(call)
     left = [active for active in running if not active.ended]
-    shrinks = self._rows_for(left) < len(call.rows.place_B)
+    shrinks = engine_rows.count(left, self.config, self._groups_count) < len(
+      call.rows.place_B
+    )
     if self.config.run_ahead and self._reaches(call) and not shrinks:
       self._ahead = self._call_after(call, following)
     self._receive(call, emissions)
@@ -483,7 +488,7 @@ class Engine:
 
   def _call(self, running: Sequence[Active]) -> _Call:
     """Begins decode steps from what the host knows."""
-    rows_of = self._in_rows(running)
+    rows_of = engine_rows.arrange(running, self.config, self._groups_count)
     wanted = engine_rows.wanted(running, self._model.cfg.vocab_size)
     rows = engine_rows.rows(
       rows_of,
@@ -497,35 +502,12 @@ class Engine:
         rows=rows,
         token_B=np.array([a.newest if a else 0 for a in rows_of], np.int32),
         wanted=wanted,
-        attention=self._attention(rows, wanted, prefill=False),
+        attention=engine_rows.attention(
+          self.config, self._model.cfg, rows, wanted, prefill=False
+        ),
         reach=max(active.length for active in running) + self._most_new(),
       )
     )
-
-  def _rows_for(self, running: Sequence[Active]) -> int:
-    """Rows that decode steps of these requests are run with."""
-    most, least = self.config.max_batch, self.config.least_rows
-    if least is None or not running:
-      return most
-    counts = collections.Counter(active.group for active in running)
-    width = max(least, _few_sizes(max(counts.values())))
-    return min(width * self._groups_count, most)
-
-  def _in_rows(self, running: Sequence[Active]) -> list[Active | None]:
-    """A row for each, among those of its group of devices."""
-    total = self._rows_for(running)
-    in_rows: list[Active | None] = [None] * total
-    if total == self.config.max_batch:
-      # At their places, where the drafts of each are.
-      for active in running:
-        in_rows[active.place] = active
-      return in_rows
-    width = total // self._groups_count
-    used = collections.Counter()
-    for active in sorted(running, key=lambda a: a.place):
-      in_rows[active.group * width + used[active.group]] = active
-      used[active.group] += 1
-    return in_rows
 
   def _call_after(self, call: _Call, following: Any) -> _Call:
     """Begins the next decode steps before those of `call` have been read."""
@@ -595,22 +577,6 @@ class Engine:
     N = self._pool.pages_for(most)
     return min(1 << (N - 1).bit_length(), self._pool.num_pages)
 
-  def _attention(
-    self, rows: rounds.Rows, wanted: rounds.Wanted, *, prefill: bool
-  ) -> AttentionMode:
-    """The mode of a call; with at most k keys, all are selected: dense."""
-    mode, cfg = self.config.attention, self._model.cfg
-    num_keys = rows.pages_BN.shape[1] * self.config.page_size
-    selects_all = mode.selector == 'indexer' and num_keys <= cfg.index_topk
-    if selects_all and not wanted.selected:
-      mode = dataclasses.replace(mode, selector=DENSE.selector)
-    absorbed = mode.absorbed
-    if absorbed is None:
-      is_short = prefill and num_keys <= self.config.masked_prefill
-      absorbed = not is_short if mode.is_sparse else not prefill
-    record = wanted.experts or wanted.selected
-    return dataclasses.replace(mode, absorbed=absorbed, record=record)
-
   def _take(self, active: Active, emissions: Any, row: int) -> int:
     """Gives a request what steps have given its row; says how many steps."""
     given = active.add_steps(emissions, row)
@@ -646,37 +612,3 @@ class Engine:
       self._end(active, reason, error)
     for ticket in waiting:
       self._end(Active(ticket, self._tokenizer), reason, error)
-
-
-def _few_sizes(count: int) -> int:
-  """The next power of two or, if that is enough, three quarters of it."""
-  power = 1 << (count - 1).bit_length()
-  smaller = power * 3 // 4
-  return smaller if smaller >= count else power
-
-
-def _laid_out_as(new: dict, old: dict) -> dict:
-  """Casts and places every leaf as the old one of its name is."""
-  flat, tree = jax.tree_util.tree_flatten_with_path(new)
-  held, held_tree = jax.tree_util.tree_flatten_with_path(old)
-  if tree != held_tree:
-    names, held_names = (
-      {jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in x}
-      for x in (flat, held)
-    )
-    odd = sorted(names ^ held_names) or ['their structure']
-    raise ValueError(
-      f'update_variables: got variables of another model, differing in {odd[0]}'
-    )
-  placed = []
-  for (path, leaf), (_, like) in zip(flat, held, strict=True):
-    if leaf.shape != like.shape:
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      raise ValueError(
-        f'update_variables: got {name} of shape {leaf.shape}, expected '
-        f'{like.shape}'
-      )
-    # A copy in any case: whoever trains the given ones may donate them.
-    own = jax.numpy.array(leaf, like.dtype, copy=True)
-    placed.append(jax.device_put(own, like.sharding))
-  return jax.tree_util.tree_unflatten(tree, placed)

@@ -1,12 +1,16 @@
 """What a call of the device is told of the requests in it."""
 
+import collections
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from dsv32_jax.config.model import DENSE, AttentionMode, ModelConfig
 from dsv32_jax.functional.latent_cache import NO_PAGE
 from dsv32_jax.inference import rounds, sampling
 from dsv32_jax.inference.active import Active, truncates
+from dsv32_jax.inference.engine_config import EngineConfig
 from dsv32_jax.inference.requests import MAX_TOP_LOGPROBS
 from dsv32_jax.inference.sampling import GREEDY
 
@@ -89,3 +93,60 @@ def wanted(actives: Sequence[Active], vocab_size: int) -> rounds.Wanted:
     most_kept=most if most < vocab_size else 0,
     selected=any(request.record.selected for request in requests),
   )
+
+
+def count(running: Sequence[Active], config: EngineConfig, groups: int) -> int:
+  """Rows that decode steps of these requests are run with."""
+  most, least = config.max_batch, config.least_rows
+  if least is None or not running:
+    return most
+  sizes = collections.Counter(active.group for active in running)
+  return min(max(least, _few_sizes(max(sizes.values()))) * groups, most)
+
+
+def arrange(
+  running: Sequence[Active], config: EngineConfig, groups: int
+) -> list[Active | None]:
+  """A row for each, among those of its group of devices."""
+  total = count(running, config, groups)
+  in_rows: list[Active | None] = [None] * total
+  if total == config.max_batch:
+    # At their places, where the drafts of each are.
+    for active in running:
+      in_rows[active.place] = active
+    return in_rows
+  width = total // groups
+  used: collections.Counter[int] = collections.Counter()
+  for active in sorted(running, key=lambda a: a.place):
+    in_rows[active.group * width + used[active.group]] = active
+    used[active.group] += 1
+  return in_rows
+
+
+def attention(
+  config: EngineConfig,
+  cfg: ModelConfig,
+  rows: rounds.Rows,
+  wanted: rounds.Wanted,
+  *,
+  prefill: bool,
+) -> AttentionMode:
+  """The mode of a call; with at most k keys, all are selected: dense."""
+  mode = config.attention
+  num_keys = rows.pages_BN.shape[1] * config.page_size
+  selects_all = mode.selector == 'indexer' and num_keys <= cfg.index_topk
+  if selects_all and not wanted.selected:
+    mode = dataclasses.replace(mode, selector=DENSE.selector)
+  absorbed = mode.absorbed
+  if absorbed is None:
+    is_short = prefill and num_keys <= config.masked_prefill
+    absorbed = not is_short if mode.is_sparse else not prefill
+  record = wanted.experts or wanted.selected
+  return dataclasses.replace(mode, absorbed=absorbed, record=record)
+
+
+def _few_sizes(count: int) -> int:
+  """The next power of two or, if that is enough, three quarters of it."""
+  power = 1 << (count - 1).bit_length()
+  smaller = power * 3 // 4
+  return smaller if smaller >= count else power
