@@ -85,7 +85,7 @@ def test_distillation_other_config_in_the_same_workdir_is_refused(tmp_path):
   specialists.Distillation(free, tmp_path / 'run', report=quiet)
   rejection = dataclasses.replace(mine.rejection, samples=2)
   other = dataclasses.replace(mine, rejection=rejection)
-  with pytest.raises(ValueError, match=r'chain with rejection\.samples = '):
+  with pytest.raises(ValueError, match=r'run with rejection\.samples = '):
     specialists.Distillation(other, tmp_path / 'run', report=quiet)
 
 
