@@ -243,7 +243,9 @@ def test_prompts_run_together_give_what_each_gives_alone(loaded):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('run_ahead', [False, True])
+@pytest.mark.parametrize(
+  'run_ahead', [pytest.param(False, marks=pytest.mark.exhaustive), True]
+)
 def test_rows_become_fewer_as_requests_end(loaded, run_ahead, monkeypatch):
   generator = np.random.default_rng(13)
   lengths = [2, 24, 3, 9, 2, 17, 5]

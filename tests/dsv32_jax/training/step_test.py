@@ -372,7 +372,12 @@ def test_step_takes_the_losses_of_its_stage(changes, losses):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'kind', ['pretrain', 'dense_warmup', 'sparse_training']
+  'kind',
+  [
+    pytest.param('pretrain', marks=pytest.mark.exhaustive),
+    pytest.param('dense_warmup', marks=pytest.mark.exhaustive),
+    'sparse_training',
+  ],
 )
 def test_step_peak_memory_grows_linearly_with_the_length(kind):
   """Bar 6: four times the tokens, at most 4.4 times the temporaries."""
