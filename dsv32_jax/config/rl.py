@@ -16,7 +16,7 @@ from dsv32_jax.config.problems import (
   DomainConfig,
 )
 from dsv32_jax.config.rewards import RewardConfig
-from dsv32_jax.config.rollout import _MOST_KEPT, RolloutConfig
+from dsv32_jax.config.rollout import MOST_KEPT, RolloutConfig
 from dsv32_jax.config.training import (
   CheckpointConfig,
   EvaluationConfig,
@@ -298,7 +298,7 @@ class RLConfig:
       not rollout.truncates_too_widely(self.model.vocab_size)
       or not self.grpo.keep_sampling_mask,
       f'rollout.top_k: got None with top_p {rollout.top_p} and a vocabulary of '
-      f'{self.model.vocab_size}, expected at most {_MOST_KEPT} or '
+      f'{self.model.vocab_size}, expected at most {MOST_KEPT} or '
       'grpo.keep_sampling_mask False (all of a nucleus is recorded)',
     )
     require(

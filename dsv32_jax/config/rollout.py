@@ -14,7 +14,7 @@ SamplerPrecision = Literal['same', 'float32', 'bfloat16', 'fp8']
 
 
 # Tokens of a nucleus that are recorded at most (as in other code bases).
-_MOST_KEPT = 512
+MOST_KEPT = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class RolloutConfig:
   def truncates_too_widely(self, vocab_size: int) -> bool:
     """Whether a nucleus may hold more tokens than can be recorded."""
     most = vocab_size if self.top_k is None else self.top_k
-    return self.truncates and most > _MOST_KEPT
+    return self.truncates and most > MOST_KEPT
 
   @property
   def truncates(self) -> bool:

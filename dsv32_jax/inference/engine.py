@@ -470,11 +470,10 @@ class Engine:
   def _decode(self, running: Sequence[Active]) -> None:
     call, self._ahead = self._ahead or self._call(running), None
     emissions, following = self._wait(call)
-    left = [active for active in running if not active.ended]
-    shrinks = engine_rows.count(left, self.config, self._groups_count) < len(
-      call.rows.place_B
-    )
-    if self.config.run_ahead and self._reaches(call) and not shrinks:
+    # As far as the host knows; a call begun ahead keeps the rows it follows.
+    needed = engine_rows.count(running, self.config, self._groups_count)
+    is_packed = len(call.rows.place_B) <= needed
+    if self.config.run_ahead and self._reaches(call) and is_packed:
       self._ahead = self._call_after(call, following)
     self._receive(call, emissions)
     if all(active.ended for active in running):

@@ -90,7 +90,9 @@ class Distillation:
     self._pairs = self._answers.pairs
     self._check_sources()
     workdirs.check(config, workdir, free=_FREE)
-    workdirs.claim(config, workdir)
+    # Once: processes of single steps come here too, with commands of their own.
+    if not (workdir / workdirs.CONFIG).exists():
+      workdirs.claim(config, workdir)
     self.steps = Steps(self._all_steps(), workdir, report=report)
 
   def run(
