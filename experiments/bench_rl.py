@@ -13,7 +13,7 @@ the weights and all cached rows once.
 import concurrent.futures
 import dataclasses
 import json
-import math
+import pathlib
 import time
 from typing import Any
 
@@ -25,6 +25,7 @@ from dsv32_jax import DeepSeekV32, inference, presets
 from dsv32_jax.config.model import Precision
 from dsv32_jax.config.rl import GRPOConfig
 from dsv32_jax.config.training import OptimizerConfig
+from dsv32_jax.evaluation import device_trace
 from dsv32_jax.rl import batches, ledger
 from dsv32_jax.rl import step as step_lib
 from dsv32_jax.rl.types import Group, Response, Scored
@@ -44,6 +45,7 @@ _WIDTH = flags.DEFINE_integer('row_widths', 2, 'Longest responses a row.')
 _BATCH = flags.DEFINE_integer('max_batch', 0, 'Responses at a time; 0: all.')
 _LEAST = flags.DEFINE_integer('least_rows', 64, 'Rows at the end; 0: all.')
 _STEPS = flags.DEFINE_integer('decode_steps', 32, 'Steps between host looks.')
+_THREADS = flags.DEFINE_integer('threads', 4, 'Programs compiled at a time.')
 _REMAT = flags.DEFINE_string('remat', 'save_attention', "The trainer's.")
 _CHUNK = flags.DEFINE_integer('query_chunk', 0, "The trainer's.")
 _SHARE = flags.DEFINE_float(
@@ -51,6 +53,9 @@ _SHARE = flags.DEFINE_float(
 )
 _BANDWIDTH = flags.DEFINE_float('bandwidth', 3.35e12, 'Bytes a second.')
 _FLOPS = flags.DEFINE_float('flops', 989e12, 'FLOPs a second, bfloat16.')
+_PROFILE = flags.DEFINE_string(
+  'profile', None, 'Roll out once more, for a profile of a few calls, here.'
+)
 _JSONL = flags.DEFINE_string('jsonl', None, 'Also append the figures here.')
 
 GRPO = GRPOConfig(keep_selection=False)
@@ -59,7 +64,7 @@ RECORD = inference.Record(experts=True, kept=True)
 
 def _requests(vocab_size, seed):
   generator = np.random.default_rng(seed)
-  most = _MAX_TOKENS.value - _PROMPT.value
+  most = _answer()
   sampling = inference.Sampling(top_p=_TOP_P.value, top_k=64)
   found, prompt = [], []
   for number in range(_SAMPLES.value):
@@ -79,20 +84,17 @@ def _requests(vocab_size, seed):
 
 
 def _few_steps(requests):
-  """The same, ending so that every number of rows is run, and compiled.
+  """The same, ending soon and one group after the other."""
+  return [
+    dataclasses.replace(
+      request, max_new_tokens=min(2 + _STEPS.value * (n % 2), _answer())
+    )
+    for n, request in enumerate(requests)
+  ]
 
-  At 3/4, 1/2, 3/8, ... of them; three calls apart, as one that is begun ahead
-  keeps the rows of the one before.
-  """
-  most = _MAX_TOKENS.value - _PROMPT.value
-  found = []
-  for number, request in enumerate(requests):
-    left = 1 - number / len(requests)
-    halvings = math.floor(-math.log2(left))
-    stage = 2 * halvings + (left * 2**halvings <= 3 / 4)
-    length = min(2 + 3 * _STEPS.value * stage, most)
-    found.append(dataclasses.replace(request, max_new_tokens=length))
-  return found
+
+def _answer():
+  return _MAX_TOKENS.value - _PROMPT.value
 
 
 def _roll_out(engine, requests):
@@ -105,6 +107,32 @@ def _roll_out(engine, requests):
   names = ('prefill_s', 'decode_s', 'decode_calls', 'new_tokens')
   spent = {n: getattr(after, n) - getattr(before, n) for n in names}
   return completions, spent | {'seconds': seconds}
+
+
+def _profile(engine, requests, directory):
+  """Kernels of eight decode calls in the middle of a rollout, by time."""
+  for request in requests:
+    engine.submit(request)
+  first = engine.stats().decode_calls
+
+  def run(steps):
+    while engine.stats().decode_calls < first + steps and engine.step():
+      pass
+
+  middle = _answer() // 2
+  run(middle)
+  with jax.profiler.trace(directory):
+    run(middle + 8 * _STEPS.value)
+  running = engine.stats().running
+  engine.close()
+  found = device_trace.kernel_seconds(pathlib.Path(directory))
+  print(
+    f'{running} responses, 8 x {_STEPS.value} steps:'
+    f' {1e3 * found["span"]:.1f} ms, of which a kernel ran'
+    f' {1e3 * found["busy"]:.1f}'
+  )
+  for name, count, seconds in found['kernels'][:60]:
+    print(f'{1e3 * seconds:9.2f} ms {count:7d} x  {name[:120]}')
 
 
 def _rollout_figures(cfg, weight_bytes, completions, spent):
@@ -261,6 +289,7 @@ def main(argv):
   warm = _few_steps(_requests(cfg.vocab_size, 1))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     compiled = pool.submit(trainer.compile, _any_batch(trainer))
+    engine.compile_ahead(warm[0], threads=_THREADS.value)
     _roll_out(engine, warm)
     print(f'compiled rollouts: {time.perf_counter() - began:.0f} s', flush=True)
     compiled.result()
@@ -272,6 +301,8 @@ def main(argv):
   }
   figures |= _rollout_figures(half, weight_bytes, completions, spent)
   print(json.dumps(figures, indent=1), flush=True)
+  if _PROFILE.value:
+    _profile(engine, requests, _PROFILE.value)
   began = time.perf_counter()
   samples = _samples(completions)[:count]
   batch = trainer.batch(samples)

@@ -79,6 +79,8 @@ class SpecialistDomain:
       number.
     rl_batches: rollout batches of its specialists; None takes the common
       number.
+    distilled_prompts: training prompts that its specialists answer for the
+      student, a mode; None takes the common number.
     weight: share of the domain's prompts in mixed RL.
     max_new_tokens: longest response; None takes the rollout's.
   """
@@ -89,13 +91,21 @@ class SpecialistDomain:
   demonstrations: int = 0
   sft_steps: int | None = None
   rl_batches: int | None = None
+  distilled_prompts: int | None = None
   weight: float = 1.0
   max_new_tokens: int | None = None
 
   def __post_init__(self):
     check_types(self)
     check_at_least(self, 0, 'demonstrations', 'weight')
-    check_at_least(self, 1, 'sft_steps', 'rl_batches', 'max_new_tokens')
+    check_at_least(
+      self,
+      1,
+      'sft_steps',
+      'rl_batches',
+      'distilled_prompts',
+      'max_new_tokens',
+    )
     require(
       bool(self.sources) != bool(self.unpopulated),
       f'sources: got {len(self.sources)} with unpopulated '

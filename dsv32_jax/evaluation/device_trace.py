@@ -1,15 +1,16 @@
-"""Time that devices spend in collectives, from a profile of a program.
+"""What a GPU's time goes to, from a profile of a program.
 
 XLA's profiler records every kernel that a GPU runs. NCCL's carry the name of
-what they do; XLA's own kernels for peers on one host carry it too. What a
-collective takes includes waiting for the slowest device, and may run beside
-other work.
+the collective that they do; XLA's own kernels for peers on one host carry it
+too. What a collective takes includes waiting for the slowest device, and may
+run beside other work.
 """
 
 import collections
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -54,19 +55,61 @@ def collective_seconds(directory: pathlib.Path) -> dict[str, dict[str, float]]:
   Raises:
     ValueError: the directory has no profile, or the profile no GPU.
   """
+  return {
+    device: summarise(kernels)
+    for device, kernels in _kernels(directory).items()
+  }
+
+
+def kernel_seconds(directory: pathlib.Path) -> dict[str, Any]:
+  """What the first GPU of a profile did between its first and last kernel.
+
+  Args:
+    directory: that `jax.profiler.trace` wrote to, one profile.
+
+  Returns:
+    'span' and 'busy': seconds in all, and of them with a kernel running;
+    'kernels': (name, count, seconds), the longest in total first.
+
+  Raises:
+    ValueError: the directory has no profile, or the profile no GPU.
+  """
+  return totals(next(iter(_kernels(directory).values())))
+
+
+def totals(kernels: Iterable[tuple[str, float, float]]) -> dict[str, Any]:
+  """Seconds by name of (name, start, end); see `kernel_seconds`."""
+  kernels = list(kernels)
+  counts: collections.Counter[str] = collections.Counter()
+  seconds: dict[str, float] = collections.defaultdict(float)
+  for name, start, end in kernels:
+    counts[name] += 1
+    seconds[name] += end - start
+  spans = [(start, end) for _, start, end in kernels]
+  longest = sorted(seconds, key=lambda name: -seconds[name])
+  return {
+    'span': max(end for _, end in spans) - min(start for start, _ in spans),
+    'busy': covered(spans),
+    'kernels': [(name, counts[name], seconds[name]) for name in longest],
+  }
+
+
+def _kernels(
+  directory: pathlib.Path,
+) -> dict[str, list[tuple[str, float, float]]]:
+  """Every kernel's name, start and end in seconds, by GPU."""
   files = sorted(directory.rglob('*.xplane.pb'))
   if not files:
     raise ValueError(f'{directory}: expected a profile, found none')
   found = {}
   for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
     if plane.name.startswith('/device:GPU'):
-      kernels = [
+      found[plane.name.removeprefix('/device:')] = [
         (event.name, 1e-9 * event.start_ns, 1e-9 * event.end_ns)
         for line in plane.lines
         if line.name.startswith('Stream')
         for event in line.events
       ]
-      found[plane.name.removeprefix('/device:')] = summarise(kernels)
   if not found:
     raise ValueError(f'{files[-1]}: expected a GPU in the profile, found none')
   return found

@@ -64,6 +64,12 @@ class _Call:
   reach: int
   result: Any = None
 
+  @property
+  def program(self) -> tuple:
+    """What its compiled program depends on."""
+    shapes = tuple(x.shape for x in jax.tree.leaves(self.rows))
+    return shapes, self.attention, self.wanted
+
 
 class Engine:
   """Runs requests of different lengths together.
@@ -142,6 +148,7 @@ class Engine:
     self._active: dict[int, Active] = {}  # By place.
     self._counts: collections.Counter[str] = collections.Counter()
     self._ahead: _Call | None = None
+    self._programs: dict[tuple, Any] = {}
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._seconds = {'prefill': 0.0, 'decode': 0.0}
     self._finished: collections.Counter[str] = collections.Counter()
@@ -194,7 +201,8 @@ class Engine:
       if pieces:
         with self._timed('decode'):
           self._catch_up()
-      if self._memory is None and self._active:
+      is_away = self._ahead is not None  # It is the call's until it is read.
+      if self._memory is None and self._active and not is_away:
         self._memory = self._init_memory()
       if pieces:
         with self._timed('prefill'):
@@ -211,6 +219,35 @@ class Engine:
     """Runs rounds until every request has ended."""
     while self.step():
       pass
+
+  def compile_ahead(self, request: Request, *, threads: int = 4) -> None:
+    """Compiles decode steps of every number of rows, several at a time.
+
+    Else each is compiled when requests have ended so far that it is needed, and
+    all others wait. With a layout over several devices that is so all the same.
+
+    Args:
+      request: like those that will come: what it records, its kind of
+        truncation and its number of stop ids count, its prompt and seed do not.
+      threads: programs that are compiled at a time.
+
+    Raises:
+      RuntimeError: requests wait or run.
+    """
+    self._check_idle('compile_ahead')
+    if self._layout is not None:
+      return
+    if self._memory is None:
+      self._memory = self._init_memory()
+    active = Active(Ticket(-1, request, None), self._tokenizer)
+    # As one that has begun.
+    active.place, active.tokens = 0, [request.prompt[-1]]
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+      for program in [
+        pool.submit(self._compile, self._described(width, [active]))
+        for width in engine_rows.counts(self.config, self._groups_count)
+      ]:
+        program.result()
 
   def update_variables(self, variables: dict) -> None:
     """Hands over new weights of the same model, for all later requests.
@@ -487,7 +524,14 @@ class Engine:
 
   def _call(self, running: Sequence[Active]) -> _Call:
     """Begins decode steps from what the host knows."""
-    rows_of = engine_rows.arrange(running, self.config, self._groups_count)
+    width = engine_rows.count(running, self.config, self._groups_count)
+    return self._begin(self._described(width, running))
+
+  def _described(self, width: int, running: Sequence[Active]) -> _Call:
+    """Decode steps of these requests in so many rows."""
+    rows_of = engine_rows.arrange(
+      running, width, self.config, self._groups_count
+    )
     wanted = engine_rows.wanted(running, self._model.cfg.vocab_size)
     rows = engine_rows.rows(
       rows_of,
@@ -495,17 +539,15 @@ class Engine:
       num_pages=self._table_width(running, self._most_new()),
       places=self.config.max_batch,
     )
-    return self._begin(
-      _Call(
-        running={row: a for row, a in enumerate(rows_of) if a is not None},
-        rows=rows,
-        token_B=np.array([a.newest if a else 0 for a in rows_of], np.int32),
-        wanted=wanted,
-        attention=engine_rows.attention(
-          self.config, self._model.cfg, rows, wanted, prefill=False
-        ),
-        reach=max(active.length for active in running) + self._most_new(),
-      )
+    return _Call(
+      running={row: a for row, a in enumerate(rows_of) if a is not None},
+      rows=rows,
+      token_B=np.array([a.newest if a else 0 for a in rows_of], np.int32),
+      wanted=wanted,
+      attention=engine_rows.attention(
+        self.config, self._model.cfg, rows, wanted, prefill=False
+      ),
+      reach=max(active.length for active in running) + self._most_new(),
     )
 
   def _call_after(self, call: _Call, following: Any) -> _Call:
@@ -525,20 +567,37 @@ class Engine:
 
     def decode() -> Any:
       with parallel.use(self._layout):
-        return rounds.decode(
-          self._model,
-          self._variables,
-          memory,
-          call.rows,
-          call.token_B,
-          num_steps=self.config.decode_steps,
-          attention=call.attention,
-          wanted=call.wanted,
-        )
+        program = self._programs.get(call.program)
+        if program is not None:
+          return program(
+            variables=self._variables,
+            memory=memory,
+            rows=call.rows,
+            token_B=call.token_B,
+          )
+        return rounds.decode(**self._arguments(call, memory))
 
     # A loop whose end the device decides holds up the thread that began it.
     result = self._thread.submit(decode)
     return dataclasses.replace(call, result=result)
+
+  def _arguments(self, call: _Call, memory: Any) -> dict[str, Any]:
+    return {
+      'model': self._model,
+      'variables': self._variables,
+      'memory': memory,
+      'rows': call.rows,
+      'token_B': call.token_B,
+      'num_steps': self.config.decode_steps,
+      'attention': call.attention,
+      'wanted': call.wanted,
+    }
+
+  def _compile(self, call: _Call) -> None:
+    """Compiles decode steps of this kind, unless they are."""
+    if call.program not in self._programs:
+      lowered = rounds.decode.lower(**self._arguments(call, self._memory))
+      self._programs[call.program] = lowered.compile()
 
   def _wait(self, call: _Call) -> tuple[Any, Any]:
     """Emissions, and what a call that goes on from there begins with."""

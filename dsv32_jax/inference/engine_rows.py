@@ -104,11 +104,19 @@ def count(running: Sequence[Active], config: EngineConfig, groups: int) -> int:
   return min(max(least, _few_sizes(max(sizes.values()))) * groups, most)
 
 
+def counts(config: EngineConfig, groups: int) -> list[int]:
+  """Every number of rows that `count` gives, the largest first."""
+  per_group = config.max_batch // groups
+  least = config.least_rows or per_group
+  sizes = {max(least, _few_sizes(n)) for n in range(1, per_group + 1)}
+  found = {min(n * groups, config.max_batch) for n in sizes}
+  return sorted(found, reverse=True)
+
+
 def arrange(
-  running: Sequence[Active], config: EngineConfig, groups: int
+  running: Sequence[Active], total: int, config: EngineConfig, groups: int
 ) -> list[Active | None]:
-  """A row for each, among those of its group of devices."""
-  total = count(running, config, groups)
+  """A row for each of `total`, among those of its group of devices."""
   in_rows: list[Active | None] = [None] * total
   if total == config.max_batch:
     # At their places, where the drafts of each are.

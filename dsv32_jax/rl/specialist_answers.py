@@ -68,10 +68,12 @@ class Answers:
       ValueError: if nothing that it writes is right.
     """
     config = self._config.rejection
+    domain, _ = self.pairs[name]
+    own = self._config.domains[domain].distilled_prompts
     asked = self._asked(
       name,
       'train',
-      count=config.prompts,
+      count=own or config.prompts,
       samples=config.samples,
       sampling=Sampling(temperature=config.temperature, top_p=config.top_p),
       part=config.part_prompts,

@@ -253,26 +253,27 @@ def trained(
     weight_decay=0.01,
   )
 
-  def reinforced(batches: int) -> RLStepConfig:
+  def reinforced(
+    batches: int, optimizer: OptimizerConfig, **truncation: Any
+  ) -> RLStepConfig:
     return RLStepConfig(
       batches=batches,
       rollout=RolloutConfig(
         prompts_per_batch=64,
         group_size=8,
-        top_p=0.95,
-        top_k=32,
         max_new_tokens=36,
         max_batch=256,
         prefill_rows=64,
         prefill_chunk=32,
         page_size=32,
         decode_steps=6,
+        **truncation,
       ),
       grpo=GRPOConfig(kl_strength=1e-3, domain_kl_strength={}),
       update=UpdateConfig(
         minibatches=2,
         max_prompt_tokens=28,
-        optimizer=adam(1e-4, warmup_steps=10, b2=0.98),
+        optimizer=optimizer,
         indexer_optimizer=adam(1e-3, b2=0.98),
         reference_every=0,
       ),
@@ -290,14 +291,26 @@ def trained(
     specialist_sft=SFTConfig(
       steps=sft, optimizer=falling, indexer_optimizer=adam(1e-3), **shape
     ),
-    specialist_rl=reinforced(rl[0]),
+    specialist_rl=reinforced(
+      rl[0],
+      adam(1e-4, warmup_steps=10, b2=0.98),
+      top_p=0.95,
+      top_k=32,
+    ),
     rejection=RejectionConfig(
       prompts=prompts, samples=4, keep_per_prompt=2, part_prompts=500
     ),
     student_sft=SFTConfig(
       steps=student, optimizer=falling, indexer_optimizer=adam(1e-3), **shape
     ),
-    mixed_rl=reinforced(rl[1]),
+    # What is left to learn lies in the tails, which a nucleus would cut off;
+    # few groups differ in their rewards, and a larger rate is mostly noise.
+    mixed_rl=reinforced(
+      rl[1],
+      adam(
+        3e-5, warmup_steps=10, b2=0.98, schedule='linear', final_fraction=0.1
+      ),
+    ),
     evaluation=PairedEvaluationConfig(problems=2000, part_problems=500),
     max_batch=256,
     checkpoint=CheckpointConfig(every_steps=50, keep=1),
@@ -352,6 +365,7 @@ def cpu() -> DistillationConfig:
     ),
     demonstrations=12000,
     sft_steps=1000,
+    distilled_prompts=12000,
   )
   return trained(
     byte_model(

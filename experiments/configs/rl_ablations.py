@@ -74,6 +74,7 @@ def run(
   model: ModelConfig,
   word: tuple[int, int],
   base_steps: int,
+  warmup_steps: int,
   cold_steps: int,
   batches: int,
   prompts: int,
@@ -110,16 +111,23 @@ def run(
         data=data,
         optimizer=adam(3e-3, warmup_steps=min(20, base_steps)),
       ),
-      'cold_start': StageConfig(
-        kind='sft',
+      'dense_warmup': StageConfig(
+        kind='dense_warmup',
         init_from='base',
-        steps=cold_steps,
-        data=data,
-        optimizer=adam(1e-3),
+        steps=warmup_steps,
+        data=dataclasses.replace(data, seed=1),
         indexer_optimizer=adam(3e-3),
       ),
+      'cold_start': StageConfig(
+        kind='sft',
+        init_from='dense_warmup',
+        steps=cold_steps,
+        data=dataclasses.replace(data, seed=2),
+        optimizer=adam(3e-4),
+        indexer_optimizer=adam(1e-3),
+      ),
     },
-    order=('base', 'cold_start'),
+    order=('base', 'dense_warmup', 'cold_start'),
     rollout=RolloutConfig(
       prompts_per_batch=prompts,
       group_size=group,
@@ -152,6 +160,7 @@ def smoke() -> RLConfig:
     model=model(hidden_size=32, num_hidden_layers=2, n_routed_experts=8),
     word=(3, 4),
     base_steps=4,
+    warmup_steps=2,
     cold_steps=2,
     batches=3,
     prompts=2,
@@ -162,15 +171,16 @@ def smoke() -> RLConfig:
 
 
 def cpu() -> RLConfig:
-  """A run takes half a minute on one core, once its programs are compiled."""
+  """A run takes about two minutes on one core, once compiled."""
   return run(
     model=model(),
-    word=(4, 8),
-    base_steps=250,
-    cold_steps=50,
-    batches=80,
-    prompts=8,
+    word=(3, 5),
+    base_steps=105,
+    warmup_steps=30,
+    cold_steps=20,
+    batches=60,
+    prompts=64,
     group=8,
-    problems=256,
+    problems=512,
     learning_rate=5e-4,
   )

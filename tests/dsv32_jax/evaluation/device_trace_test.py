@@ -41,6 +41,17 @@ def test_summary_counts_overlaps_once_and_what_nothing_hides():
   )
 
 
+def test_totals_are_by_name_and_gaps_are_not_busy():
+  found = device_trace.totals(
+    [('gemm', 1.0, 2.0), ('sort', 4.0, 7.0), ('gemm', 6.0, 7.5)]
+  )
+  assert found == {
+    'span': 6.5,
+    'busy': 4.5,
+    'kernels': [('sort', 1, 3.0), ('gemm', 2, 2.5)],
+  }
+
+
 def test_directory_without_profile_is_refused(tmp_path):
   with pytest.raises(ValueError, match='expected a profile, found none'):
     device_trace.collective_seconds(tmp_path)

@@ -280,6 +280,35 @@ def test_rows_become_fewer_as_requests_end(loaded, run_ahead, monkeypatch):
     inference.EngineConfig(least_rows=2, speculative=True)
 
 
+def test_what_is_compiled_ahead_serves_every_number_of_rows(
+  loaded, monkeypatch
+):
+  generator = np.random.default_rng(17)
+  requests = [
+    Request(
+      prompt=_prompt(generator, 12), max_new_tokens=n, seed=n, record=RECORD
+    )
+    for n in (2, 3, 9, 14)
+  ]
+  sizes = {'max_batch': 4, 'num_pages': 20, 'decode_steps': 2, 'least_rows': 1}
+  expected = _complete(_engine(loaded, **sizes), *requests)
+  engine = _engine(loaded, **sizes)
+  engine.compile_ahead(requests[0], threads=2)
+
+  def not_again(**_):
+    pytest.fail('decode steps were compiled ahead, and are compiled again')
+
+  monkeypatch.setattr(rounds, 'decode', not_again)
+  ticket = engine.submit(requests[0])
+  with pytest.raises(RuntimeError, match='compile_ahead: called while 1'):
+    engine.compile_ahead(requests[0])
+  engine.cancel(ticket)
+  engine.step()
+  engine.release()
+  found = _complete(engine, *requests)
+  assert [c.tokens for c in found] == [c.tokens for c in expected]
+
+
 def test_new_weights_give_what_an_engine_made_with_them_gives(loaded):
   model, variables = loaded
   changed = jax.tree.map(lambda x: x * 1.1, variables)
