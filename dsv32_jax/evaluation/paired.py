@@ -49,9 +49,9 @@ def accuracy(scores_N: Sequence[float] | np.ndarray) -> Estimate:
   z2 = Z_95**2
   middle = (p + z2 / (2 * n)) / (1 + z2 / n)
   half = Z_95 * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-  return Estimate(
-    value=p, low=float(middle - half), high=float(middle + half), n=n
-  )
+  # It holds the mean; rounding may leave 0 or 1 just outside.
+  low, high = min(middle - half, p), max(middle + half, p)
+  return Estimate(value=p, low=float(low), high=float(high), n=n)
 
 
 def difference(

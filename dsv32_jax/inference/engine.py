@@ -201,8 +201,8 @@ class Engine:
       if pieces:
         with self._timed('decode'):
           self._catch_up()
-      is_away = self._ahead is not None  # It is the call's until it is read.
-      if self._memory is None and self._active and not is_away:
+      # During a call that was begun ahead they are the call's.
+      if self._memory is None and self._ahead is None and self._active:
         self._memory = self._init_memory()
       if pieces:
         with self._timed('prefill'):

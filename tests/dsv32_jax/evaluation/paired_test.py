@@ -6,7 +6,7 @@ from dsv32_jax.evaluation import paired
 
 
 @pytest.mark.parametrize(
-  ('passed', 'n'), [(8, 10), (0, 20), (20, 20), (1000, 2000)]
+  ('passed', 'n'), [(8, 10), (0, 20), (20, 20), (1000, 2000), (2000, 2000)]
 )
 def test_accuracy_interval_is_wilsons(passed, n):
   found = paired.accuracy([1.0] * passed + [0.0] * (n - passed))
@@ -14,6 +14,7 @@ def test_accuracy_interval_is_wilsons(passed, n):
   assert found.value == passed / n
   assert found.n == n
   np.testing.assert_allclose([found.low, found.high], wanted, atol=1e-9)
+  assert found.low <= found.value <= found.high
 
 
 def test_difference_of_pairs_has_the_interval_of_a_mean():
