@@ -81,7 +81,8 @@ class SpecialistDomain:
       number.
     distilled_prompts: training prompts that its specialists answer for the
       student, a mode; None takes the common number.
-    weight: share of the domain's prompts in mixed RL.
+    weight: its share, a mode, of what the student reads; and of the prompts of
+      mixed RL.
     max_new_tokens: longest response; None takes the rollout's.
   """
 

@@ -56,9 +56,13 @@ class SFTConfig:
     )
 
   def stage(
-    self, *, init_from: str, paths: Sequence[str], tokenizer: TokenizerConfig
+    self,
+    *,
+    init_from: str,
+    shares: Mapping[str, float],
+    tokenizer: TokenizerConfig,
   ) -> StageConfig:
-    """The stage that reads these files of conversations in equal shares."""
+    """The stage that reads files of conversations, each by its share."""
     return StageConfig(
       kind='sft',
       init_from=init_from,
@@ -68,7 +72,8 @@ class SFTConfig:
         batch_size=self.batch_size,
         tokenizer=tokenizer,
         sources=tuple(
-          SourceConfig(kind='conversations', path=path) for path in paths
+          SourceConfig(kind='conversations', path=path, weight=share)
+          for path, share in shares.items()
         ),
         held_out_fraction=0.0,
       ),

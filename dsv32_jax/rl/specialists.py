@@ -195,7 +195,7 @@ class Distillation:
         sft = dataclasses.replace(sft, steps=settings.sft_steps)
       stage = sft.stage(
         init_from=base,
-        paths=[DEMONSTRATIONS + _COLD_START],
+        shares={DEMONSTRATIONS + _COLD_START: 1.0},
         tokenizer=self._tokenizer_config(),
       )
       start = {
@@ -216,7 +216,11 @@ class Distillation:
     directory = self.workdir / 'student'
     stage = self.config.student_sft.stage(
       init_from=str(self._answers.model_dir('base')),
-      paths=[str(self._answers.conversations_of(name)) for name in self._pairs],
+      shares={
+        str(self._answers.conversations_of(name)): weight
+        for name, (domain, _) in self._pairs.items()
+        if (weight := self.config.domains[domain].weight) > 0
+      },
       tokenizer=self._tokenizer_config(),
     )
     config = RunConfig(

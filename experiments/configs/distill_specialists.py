@@ -366,6 +366,8 @@ def cpu() -> DistillationConfig:
     demonstrations=12000,
     sft_steps=1000,
     distilled_prompts=12000,
+    # The hardest, without thinking above all.
+    weight=3.0,
   )
   return trained(
     byte_model(
@@ -380,7 +382,7 @@ def cpu() -> DistillationConfig:
     base=(300, 30, 40),
     base_answers=4000,
     sft=600,
-    student=4000,
+    student=5000,
     rl=(20, 60),
     prompts=2000,
   )

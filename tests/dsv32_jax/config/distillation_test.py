@@ -142,7 +142,7 @@ def sft_run() -> SFTRunConfig:
     'pretrain': pretraining('demonstrations:all'),
     'sft': SFTConfig(steps=2).stage(
       init_from='pretrain',
-      paths=['demonstrations:all'],
+      shares={'demonstrations:all': 1.0},
       tokenizer=DataConfig().tokenizer,
     ),
   }
