@@ -1,18 +1,1 @@
-"""Running what a model writes, apart from everything else (docs/sandbox.md)."""
-
-from dsv32_jax.agents.link import SandboxError
-from dsv32_jax.agents.pool import SandboxPool
-from dsv32_jax.agents.sandbox import Sandbox, choose_backend, why_not
-from dsv32_jax.agents.types import Limits, Program, Result, Status
-
-__all__ = [
-  'Limits',
-  'Program',
-  'Result',
-  'Sandbox',
-  'SandboxError',
-  'SandboxPool',
-  'Status',
-  'choose_backend',
-  'why_not',
-]
+"""Agents: the sandbox that their programs run in (docs/sandbox.md)."""

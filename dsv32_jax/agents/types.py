@@ -1,112 +1,209 @@
-"""Programs, what they may use, and how they end."""
+"""What an agent is made of: a policy, an environment with tools, a trajectory.
+
+Plain values and protocols. Nothing here knows a model; tokens are ids that a
+policy brought along.
+"""
 
 import dataclasses
-import os
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
-Status = Literal[
-  'ok',
-  'exit',
-  'signal',
-  'timeout',
-  'cpu',
-  'memory',
-  'output',
-  'processes',
-  'file_size',
-  'files',
-  'error',
+from dsv32_jax.chat import Message, Mode, ParseErrorCode, ToolSpec
+
+Ending = Literal[
+  'answered',
+  'submitted',
+  'steps',
+  'tokens',
+  'wall',
+  'parse_error',
+  'policy_error',
 ]
+"""Why an episode ended: a reply without calls, a tool that ends it, a budget
+(steps, tokens, wall time), a reply outside the grammar, a policy that failed."""
+
+
+class ToolError(Exception):
+  """What went wrong in a call; its text is the call's result."""
+
+
+class PolicyError(Exception):
+  """A policy that cannot reply: an endpoint that is gone, a full engine."""
+
+
+class Tool(Protocol):
+  """A function that a model may call.
+
+  Attributes:
+    spec: what the model is told of it.
+  """
+
+  @property
+  def spec(self) -> ToolSpec: ...
+
+  def __call__(self, arguments: Mapping[str, Any]) -> str:
+    """Runs a call whose arguments fit the spec's schema.
+
+    Raises:
+      ToolError: what the model should read instead of a result.
+    """
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-  """What a program may use.
+class Score:
+  """What an episode earned.
 
   Attributes:
-    wall_s: time from start to end.
-    cpu_s: of one process; the kernel counts whole seconds, so it is rounded up.
-    memory_bytes: address space of one process, and about the memory of all.
-    processes: processes and threads at a time, the program among them.
-    file_bytes: of one file.
-    files: files and directories that it makes.
-    open_files: of one process.
-    output_bytes: standard output and standard error together.
+    reward: 0 to 1.
+    reasons: one line a check, for people.
+    parts: named values behind the reward.
   """
 
-  wall_s: float = 5.0
-  cpu_s: float = 2.0
-  memory_bytes: int = 256 << 20
-  processes: int = 16
-  file_bytes: int = 16 << 20
-  files: int = 10_000
-  open_files: int = 64
-  output_bytes: int = 1 << 20
+  reward: float
+  reasons: tuple[str, ...] = ()
+  parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if not value > 0:
-        raise ValueError(
-          f'Limits.{field.name}: got {value}, expected a positive number'
-        )
+
+class Environment(Protocol):
+  """A task with its tools and its verifier, for one episode.
+
+  Attributes:
+    tools: what may be called, by name in `spec.name`.
+    is_over: a tool has ended the episode (an answer was submitted).
+  """
+
+  @property
+  def tools(self) -> Sequence[Tool]: ...
+
+  @property
+  def is_over(self) -> bool: ...
+
+  def start(self) -> Sequence[Message]:
+    """The messages that an episode begins with, the tools among them."""
+    ...
+
+  def score(self, messages: Sequence[Message]) -> Score:
+    """Judges a finished episode by its messages and the environment's state."""
+    ...
+
+  def close(self) -> None:
+    """Gives back what the episode held: processes, files, connections."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-  """What to run, in a directory of its own.
+class Query:
+  """What a policy is asked.
 
   Attributes:
-    source: Python; run isolated (`python -I`) without third-party packages.
-    argv: instead of it a command, its first part an absolute path.
-    stdin: text.
-    files: text by relative path, in the directory beforehand.
-    limits: None takes the sandbox's.
-    keeps_files: leaves the directory as it is for the sandbox's next program.
+    messages: so far.
+    mode: of the reply.
+    tokens: ids of `messages` up to where the reply begins, with earlier replies
+      as they were sampled; empty where nobody counts tokens.
+    max_new_tokens: of the reply.
+    seed: of the draws; one for each reply of an episode.
   """
 
-  source: str = ''
-  argv: tuple[str, ...] = ()
-  stdin: str = ''
-  files: dict[str, str] = dataclasses.field(default_factory=dict)
-  limits: Limits | None = None
-  keeps_files: bool = False
-
-  def __post_init__(self):
-    if bool(self.argv) and bool(self.source):
-      raise ValueError('argv: got one beside a source, expected one of them')
-    if self.argv and not os.path.isabs(self.argv[0]):
-      raise ValueError(
-        f'argv: got {self.argv[0]!r}, expected an absolute path first'
-      )
-    for path in self.files:
-      parts = path.split('/')
-      if not path or os.path.isabs(path) or '..' in parts or '\0' in path:
-        raise ValueError(
-          f'files: got {path!r}, expected a relative path without ..'
-        )
+  messages: tuple[Message, ...]
+  mode: Mode = 'thinking'
+  tokens: tuple[int, ...] = ()
+  max_new_tokens: int = 1024
+  seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-  """How a program ended.
+class Reply:
+  """What a policy replied.
 
   Attributes:
-    status: 'ok' (exit code 0), 'exit' (another one), 'signal'; what it went
-      beyond: 'timeout' (wall time), 'cpu', 'memory', 'output', 'processes',
-      'file_size', 'files'; or 'error', where the sandbox itself failed.
-    exit_code: of 'ok' and 'exit'.
-    signal: of 'signal'.
-    stdout: what it wrote, up to its limit; what is no UTF-8 is replaced.
-    stderr: likewise.
-    wall_s: how long it ran.
-    detail: of 'error', one line.
+    message: the assistant's, or None for a reply outside of the grammar.
+    text: as it was written.
+    error: why there is no message.
+    tokens: ids as they were sampled, the end token included; empty for a policy
+      that has none, whose text is then encoded.
+    completion: what the engine recorded of them, for training; not written.
   """
 
-  status: Status
-  exit_code: int | None = None
-  signal: int | None = None
-  stdout: str = ''
-  stderr: str = ''
-  wall_s: float = 0.0
-  detail: str = ''
+  message: Message | None
+  text: str = ''
+  error: ParseErrorCode | None = None
+  tokens: tuple[int, ...] = ()
+  completion: Any = None
+
+
+class Policy(Protocol):
+  """Whoever replies. May be called from several threads at a time."""
+
+  def reply(self, query: Query) -> Reply:
+    """Replies.
+
+    Raises:
+      PolicyError: it cannot; the episode ends with 'policy_error'.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """A reply and the results of its calls.
+
+  Attributes:
+    reply: the assistant's message, or None if it did not parse.
+    text: as it was written.
+    results: a tool message a call, in their order.
+    num_failed: calls that ended in an error.
+    error: why it did not parse.
+    num_tokens: of the reply.
+    seconds: of the reply and the calls.
+  """
+
+  reply: Message | None
+  text: str = ''
+  results: tuple[Message, ...] = ()
+  num_failed: int = 0
+  error: ParseErrorCode | None = None
+  num_tokens: int = 0
+  seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectory:
+  """One episode.
+
+  Attributes:
+    task: id of the task.
+    seed: of the episode.
+    mode: of its replies.
+    start: the messages that it began with.
+    steps: in order.
+    ending: why it ended.
+    score: what it earned.
+    tokens: ids of the whole sequence, replies as they were sampled; empty
+      without a tokenizer. Appended to only.
+    is_policy: of each token, whether the policy sampled it: the loss mask.
+    completions: what the engine recorded of each reply, for training; not
+      written to files.
+    error: one line, with 'policy_error'.
+  """
+
+  task: str
+  seed: int
+  mode: Mode
+  start: tuple[Message, ...]
+  steps: tuple[Step, ...]
+  ending: Ending
+  score: Score
+  tokens: tuple[int, ...] = ()
+  is_policy: tuple[bool, ...] = ()
+  completions: tuple[Any, ...] = ()
+  error: str = ''
+
+  @property
+  def messages(self) -> tuple[Message, ...]:
+    """The conversation, without a last reply that did not parse."""
+    found = list(self.start)
+    for step in self.steps:
+      if step.reply is not None:
+        found += [step.reply, *step.results]
+    return tuple(found)

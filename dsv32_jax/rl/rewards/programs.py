@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dsv32_jax.agents import Limits, Program, Result
+from dsv32_jax.agents.sandbox import Limits, Program, Result
 from dsv32_jax.rl.problems import expressions
 from dsv32_jax.rl.rewards.types import Job, Mark
 

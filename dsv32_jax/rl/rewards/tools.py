@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from dsv32_jax.agents import Program, Result, SandboxPool
+from dsv32_jax.agents.sandbox import Program, Result, SandboxPool
 from dsv32_jax.config.rewards import RewardConfig
 from dsv32_jax.rl.problems import gym_datasets
 from dsv32_jax.rl.rewards import judges, math_answers

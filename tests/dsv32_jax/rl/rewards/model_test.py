@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dsv32_jax.agents import why_not
+from dsv32_jax.agents.sandbox import why_not
 from dsv32_jax.chat import EOS, ParseErrorCode
 from dsv32_jax.config.rewards import DomainReward, RewardConfig
 from dsv32_jax.rl.problems import make

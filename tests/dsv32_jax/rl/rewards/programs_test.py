@@ -1,6 +1,6 @@
 import pytest
 
-from dsv32_jax.agents import Program, Result, Sandbox, why_not
+from dsv32_jax.agents.sandbox import Program, Result, Sandbox, why_not
 from dsv32_jax.chat import Message
 from dsv32_jax.rl.problems import make
 from dsv32_jax.rl.rewards import programs

@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import Any
 
-from dsv32_jax.agents import leftovers, seccomp
+from dsv32_jax.agents.sandbox import leftovers, seccomp
 
 # By which a child says that Python ran out of memory, or that it could not be
 # made ready. A program can say the same, which earns it nothing.

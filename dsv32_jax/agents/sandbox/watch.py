@@ -9,8 +9,8 @@ import signal
 import time
 from typing import Any
 
-from dsv32_jax.agents import child
-from dsv32_jax.agents.leftovers import DirtyError, descendants
+from dsv32_jax.agents.sandbox import child
+from dsv32_jax.agents.sandbox.leftovers import DirtyError, descendants
 
 # How often memory, processor time and processes are counted.
 _LOOK_S = 0.02

@@ -180,21 +180,22 @@ def _python(settings: dict[str, Any]) -> list[str]:
 @functools.cache
 def _bundle() -> str:
   lines = ['import ast, sys, types']
-  for name in ('dsv32_jax', 'dsv32_jax.agents'):
+  packages = 'dsv32_jax', 'dsv32_jax.agents', 'dsv32_jax.agents.sandbox'
+  for name in packages:
     lines += [f'sys.modules[{name!r}] = types.ModuleType({name!r})']
   for name in _INSIDE:
-    full = f'dsv32_jax.agents.{name}'
+    full = f'dsv32_jax.agents.sandbox.{name}'
     source = (_HERE / f'{name}.py').read_text(encoding='utf-8')
     lines += [
       f'm = sys.modules[{full!r}] = types.ModuleType({full!r})',
-      f'sys.modules["dsv32_jax.agents"].{name} = m',
+      f'sys.modules["dsv32_jax.agents.sandbox"].{name} = m',
       f'exec(compile({source!r}, {f"{name}.py"!r}, "exec"), m.__dict__)',
     ]
   lines += [
     'settings = ast.literal_eval(sys.argv[1])',
-    'agents = sys.modules["dsv32_jax.agents"]',
+    'package = sys.modules["dsv32_jax.agents.sandbox"]',
     'root = settings.pop("root", None)',
-    'root and agents.private_root.enter(root.pop("mount_point"), **root)',
-    'agents.supervisor.main(settings)',
+    'root and package.private_root.enter(root.pop("mount_point"), **root)',
+    'package.supervisor.main(settings)',
   ]
   return '\n'.join(lines)

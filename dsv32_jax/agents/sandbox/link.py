@@ -11,8 +11,8 @@ import tempfile
 import time
 from typing import Any, get_args
 
-from dsv32_jax.agents import isolation
-from dsv32_jax.agents.types import Result, Status
+from dsv32_jax.agents.sandbox import isolation
+from dsv32_jax.agents.sandbox.types import Result, Status
 
 _START_S = 60.0
 _LONGEST_FRAME = 64 << 20

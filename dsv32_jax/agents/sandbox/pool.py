@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
-from dsv32_jax.agents.sandbox import Sandbox
-from dsv32_jax.agents.types import Program, Result
+from dsv32_jax.agents.sandbox.sandbox import Sandbox
+from dsv32_jax.agents.sandbox.types import Program, Result
 
 
 class SandboxPool:

@@ -20,9 +20,9 @@ import struct
 import time
 from typing import Any
 
-from dsv32_jax.agents import child
-from dsv32_jax.agents.leftovers import DirtyError, end_all, wipe
-from dsv32_jax.agents.watch import Watch
+from dsv32_jax.agents.sandbox import child
+from dsv32_jax.agents.sandbox.leftovers import DirtyError, end_all, wipe
+from dsv32_jax.agents.sandbox.watch import Watch
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38

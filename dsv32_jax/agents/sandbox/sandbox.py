@@ -10,10 +10,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from dsv32_jax.agents import isolation
-from dsv32_jax.agents.isolation import BackendName
-from dsv32_jax.agents.link import SandboxError, Supervisor
-from dsv32_jax.agents.types import Limits, Program, Result
+from dsv32_jax.agents.sandbox import isolation
+from dsv32_jax.agents.sandbox.isolation import BackendName
+from dsv32_jax.agents.sandbox.link import SandboxError, Supervisor
+from dsv32_jax.agents.sandbox.types import Limits, Program, Result
 
 # The supervisor ends a program at its limits; this long after them it is not
 # believed to be there any more.

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from dsv32_jax.agents import (
+from dsv32_jax.agents.sandbox import (
   Limits,
   Program,
   Sandbox,
@@ -495,14 +495,14 @@ def test_everything_ends_when_who_asked_is_killed(tmp_path):
   script = tmp_path / 'asks.py'
   mark = f'mark-{os.getpid()}-{time.monotonic_ns()}'
   script.write_text(
-    'from dsv32_jax.agents import *\n'
+    'from dsv32_jax.agents.sandbox import *\n'
     'with Sandbox() as sandbox:\n'
     "  print('up', flush=True)\n"
     '  sandbox.run(Program(argv=("/bin/sh", "-c",'
     f' "while true; do sleep 0.1; done; : {mark}"),'
     ' limits=Limits(wall_s=60)))\n'
   )
-  root = pathlib.Path(__file__).resolve().parents[3]
+  root = pathlib.Path(__file__).resolve().parents[4]
   asks = subprocess.Popen(
     [sys.executable, str(script)],
     stdout=subprocess.PIPE,
