@@ -19,8 +19,8 @@ Ending = Literal[
   'parse_error',
   'policy_error',
 ]
-"""Why an episode ended: a reply without calls, a tool that ends it, a budget
-(steps, tokens, wall time), a reply outside the grammar, a policy that failed."""
+"""Why an episode ended: no more calls, a tool that ends it, a budget (steps,
+tokens, wall time), a reply outside the grammar, a policy that failed."""
 
 
 class ToolError(Exception):
