@@ -177,7 +177,7 @@ class Steps:
     return open(self._path('logs', name, 'log'), 'a', encoding='utf-8')
 
   def last_line(self, name: str) -> str:
-    """The last thing that such a step printed."""
+    """The last thing that such a step printed, less its own name."""
     path = self._path('logs', name, 'log')
     try:
       lines = path.read_bytes()[-4000:].decode(errors='replace').split('\n')
@@ -185,7 +185,8 @@ class Steps:
       return ''
     # A progress display rewrites its line.
     said = [part for line in lines for part in line.split('\r') if part.strip()]
-    return said[-1].strip()[:150] if said else ''
+    last = said[-1].strip() if said else ''
+    return last.removeprefix(f'{name}: ')[:150]
 
 
 class StepFailed(ChildProcessError):
@@ -226,7 +227,8 @@ class _Parallel:
         if time.time() - said >= _SAY_EVERY_S:
           said = time.time()
           for name in self._running:
-            self._report(f'{name}: {self._steps.last_line(name)}')
+            if line := self._steps.last_line(name):
+              self._report(f'{name}: {line}')
         time.sleep(0.2)
     finally:
       self._end_all()
