@@ -224,7 +224,13 @@ def _accuracies(
   )
   axis.set(ylabel='held-out problems solved, %', ylim=(0, 100))
   axis.spines[['top', 'right']].set_visible(False)
-  axis.legend(fontsize=8, frameon=False, ncols=4)
+  axis.legend(
+    fontsize=8,
+    frameon=False,
+    ncols=4,
+    loc='lower center',
+    bbox_to_anchor=(0.5, 1.0),
+  )
   figures.save(
     figure,
     'accuracy',
