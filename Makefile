@@ -39,35 +39,35 @@ reproduce: ## train a small DeepSeek-V3.2 through the paper's stages, and report
 	@echo '            $(abspath $(WORKDIR))/report.html'
 
 test: ## the test suite on one Python, without the slow tests
-	@$(call environment,test tokenizers serve rl) && \
+	@$(call environment,test tokenizers serve rl evals) && \
 	  $(pytest) -m 'not slow and not exhaustive and not gpu' $(ARGS)
 
 # pytest exits with 5 when it selects no test: fine here, an error in `test`.
 test-slow: ## the tests marked slow, on one Python
-	@$(call environment,test tokenizers serve rl) && \
+	@$(call environment,test tokenizers serve rl evals) && \
 	  { $(pytest) -m 'slow and not gpu and not exhaustive' --timeout=900 \
 	      $(ARGS) || \
 	    { status=$$?; [ $$status = 5 ] || exit $$status; \
 	      echo 'no test is marked slow'; }; }
 
 test-exhaustive: ## every case of the longest tests; more than an hour
-	@$(call environment,test tokenizers serve rl) && \
+	@$(call environment,test tokenizers serve rl evals) && \
 	  "$$python" -m pytest -q -m 'exhaustive and not gpu' --timeout=1800 $(ARGS)
 
 test-all: ## the suite on every Python found, and the slow tests on one
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' SKIP='$(SKIP)' sh tools/test_all
 
 lint: ## ruff and the type checker
-	@$(call environment,dev test tokenizers serve rl) && bin=$$(dirname "$$python") && \
+	@$(call environment,dev test tokenizers serve rl evals) && bin=$$(dirname "$$python") && \
 	  "$$bin/ruff" check . && "$$bin/ruff" format --check . && \
 	  "$$bin/pyrefly" check --python-interpreter-path "$$python"
 
 format: ## format the code and sort its imports
-	@$(call environment,dev test tokenizers serve rl) && bin=$$(dirname "$$python") && \
+	@$(call environment,dev test tokenizers serve rl evals) && bin=$$(dirname "$$python") && \
 	  "$$bin/ruff" check --fix-only . && "$$bin/ruff" format .
 
 env: ## an environment for development; prints its interpreter
-	@$(call environment,dev notebooks test tokenizers serve rl) && echo "$$python"
+	@$(call environment,dev notebooks test tokenizers serve rl evals) && echo "$$python"
 
 python: ## which Python is chosen
 	@$(find)

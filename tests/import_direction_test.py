@@ -75,8 +75,10 @@ MAY_IMPORT: dict[str, set[str]] = {
   },
   'checkpoints': {'config', 'modules', 'sharding'},
   'training': {'modules', 'losses', 'data', 'sharding', 'checkpoints'},
-  'inference': {'modules', 'sharding', 'chat'},
-  'agents': {'chat'},
+  # What a policy is asked and replies: all that the engine's knows of agents.
+  'agents.types': {'chat'},
+  'inference': {'modules', 'sharding', 'chat', 'agents.types'},
+  'agents': {'chat', 'agents.types'},
   'rl': {'agents', 'inference', 'training', 'losses', 'evaluation.flops'},
   'serving': {'inference', 'chat', 'data', 'checkpoints'},
   # Counts from sizes alone: below everything that wants to report them.

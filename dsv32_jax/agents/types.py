@@ -6,7 +6,7 @@ policy brought along.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from dsv32_jax.chat import Message, Mode, ParseErrorCode, ToolSpec
 
@@ -28,9 +28,19 @@ class ToolError(Exception):
 
 
 class PolicyError(Exception):
-  """A policy that cannot reply: an endpoint that is gone, a full engine."""
+  """A policy that cannot reply: an endpoint that is gone, a full engine.
+
+  Attributes:
+    ending: what the episode ends with: 'policy_error', or 'wall' or 'tokens'
+      for a policy that found no time or no room.
+  """
+
+  def __init__(self, reason: str, *, ending: Ending = 'policy_error'):
+    super().__init__(reason)
+    self.ending: Ending = ending
 
 
+@runtime_checkable
 class Tool(Protocol):
   """A function that a model may call.
 
@@ -65,6 +75,7 @@ class Score:
   parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+@runtime_checkable
 class Environment(Protocol):
   """A task with its tools and its verifier, for one episode.
 
@@ -102,7 +113,8 @@ class Query:
     tokens: ids of `messages` up to where the reply begins, with earlier replies
       as they were sampled; empty where nobody counts tokens.
     max_new_tokens: of the reply.
-    seed: of the draws; one for each reply of an episode.
+    seed: of the draws; one for each reply of an episode, 0 to 2**32 - 1.
+    timeout_s: what is left of the episode's time; None for any.
   """
 
   messages: tuple[Message, ...]
@@ -110,6 +122,7 @@ class Query:
   tokens: tuple[int, ...] = ()
   max_new_tokens: int = 1024
   seed: int = 0
+  timeout_s: int | float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +135,9 @@ class Reply:
     error: why there is no message.
     tokens: ids as they were sampled, the end token included; empty for a policy
       that has none, whose text is then encoded.
+    num_tokens: how many there were, from a policy that counts them and does not
+      have them.
+    was_cut: `max_new_tokens` ended it, not the policy.
     completion: what the engine recorded of them, for training; not written.
   """
 
@@ -129,9 +145,12 @@ class Reply:
   text: str = ''
   error: ParseErrorCode | None = None
   tokens: tuple[int, ...] = ()
+  num_tokens: int = 0
+  was_cut: bool = False
   completion: Any = None
 
 
+@runtime_checkable
 class Policy(Protocol):
   """Whoever replies. May be called from several threads at a time."""
 
@@ -139,7 +158,7 @@ class Policy(Protocol):
     """Replies.
 
     Raises:
-      PolicyError: it cannot; the episode ends with 'policy_error'.
+      PolicyError: it cannot; the episode ends with the error's `ending`.
     """
     ...
 
@@ -154,8 +173,11 @@ class Step:
     results: a tool message a call, in their order.
     num_failed: calls that ended in an error.
     error: why it did not parse.
-    num_tokens: of the reply.
+    num_tokens: of the reply: as many of the trajectory's tokens are it, or what
+      the policy counted where there are none.
     seconds: of the reply and the calls.
+    context: what the reply goes on from, where a strategy made that shorter;
+      else empty, for all that there is.
   """
 
   reply: Message | None
@@ -164,7 +186,8 @@ class Step:
   num_failed: int = 0
   error: ParseErrorCode | None = None
   num_tokens: int = 0
-  seconds: float = 0.0
+  seconds: int | float = 0.0
+  context: tuple[Message, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +205,8 @@ class Trajectory:
     tokens: ids of the whole sequence, replies as they were sampled; empty
       without a tokenizer. Appended to only.
     is_policy: of each token, whether the policy sampled it: the loss mask.
+    segments: where in `tokens` another sequence begins, after a context was
+      made shorter; empty for one sequence.
     completions: what the engine recorded of each reply, for training; not
       written to files.
     error: one line, with 'policy_error'.
@@ -196,14 +221,20 @@ class Trajectory:
   score: Score
   tokens: tuple[int, ...] = ()
   is_policy: tuple[bool, ...] = ()
+  segments: tuple[int, ...] = ()
   completions: tuple[Any, ...] = ()
   error: str = ''
 
   @property
   def messages(self) -> tuple[Message, ...]:
-    """The conversation, without a last reply that did not parse."""
+    """The conversation, without a last reply that did not parse.
+
+    Where the context was made shorter, it is the last one and what followed.
+    """
     found = list(self.start)
     for step in self.steps:
+      if step.context:
+        found = list(step.context)
       if step.reply is not None:
         found += [step.reply, *step.results]
     return tuple(found)

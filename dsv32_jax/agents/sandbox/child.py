@@ -3,6 +3,7 @@
 It runs inside the sandbox.
 """
 
+import fcntl
 import os
 import resource
 import signal
@@ -10,7 +11,7 @@ import sys
 import traceback
 from typing import Any
 
-from dsv32_jax.agents.sandbox import leftovers, seccomp
+from dsv32_jax.agents.sandbox import leftovers, repl, seccomp
 
 # By which a child says that Python ran out of memory, or that it could not be
 # made ready. A program can say the same, which earns it nothing.
@@ -19,18 +20,39 @@ NOT_STARTED_EXIT = 121
 
 
 def become(
-  frame: dict[str, Any], work: str, stdin: int, stdout: int, stderr: int
+  frame: dict[str, Any],
+  work: str,
+  stdin: int,
+  stdout: int,
+  stderr: int,
+  session: tuple[int, int] | None = None,
 ) -> None:
-  """Turns this child into the program; never returns."""
+  """Turns this child into the program; never returns.
+
+  Args:
+    frame: the program.
+    work: the directory that it runs in.
+    stdin: descriptor of its standard input.
+    stdout: likewise.
+    stderr: likewise.
+    session: by which a session is told what to run and says that it has.
+  """
   code = NOT_STARTED_EXIT
   try:
     os.setsid()
-    for source, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
-      os.dup2(source, target)
-    os.closerange(3, 4096)
+    wanted = [stdin, stdout, stderr, *(session or ())]
+    # First above all targets, so that none is overwritten before its turn.
+    wanted = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in wanted]
+    for target, source in enumerate(wanted):
+      os.dup2(source, target, inheritable=target < 3)
+    os.closerange(len(wanted), 4096)
     os.chdir(work)
     _limit(frame['limits'])
     seccomp.install()
+    if session:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+      code = repl.serve(3, 4)
+      return
     if frame['argv']:
       os.execve(frame['argv'][0], frame['argv'], {})
     source = frame['source']

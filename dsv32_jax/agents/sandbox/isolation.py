@@ -30,8 +30,10 @@ _INSIDE = (
   'seccomp',
   'private_root',
   'leftovers',
+  'repl',
   'child',
   'watch',
+  'session',
   'supervisor',
 )
 

@@ -57,6 +57,21 @@ def tasks_of_user() -> int:
   return count
 
 
+def signal_all(number: int) -> None:
+  """Sends a signal to whatever has been started here."""
+  if os.getpid() == 1:
+    try:
+      os.kill(-1, number)  # Everything here but process 1.
+    except ProcessLookupError:
+      pass
+    return
+  for target in descendants():
+    try:
+      os.kill(target, number)
+    except (ProcessLookupError, PermissionError):
+      pass
+
+
 def end_all() -> None:
   """Kills whatever the program has started, and waits until it is gone.
 
@@ -65,17 +80,7 @@ def end_all() -> None:
   """
   deadline = time.monotonic() + _PATIENCE_S
   while True:
-    if os.getpid() == 1:
-      try:
-        os.kill(-1, signal.SIGKILL)  # Everything here but process 1.
-      except ProcessLookupError:
-        pass
-    else:
-      for target in descendants():
-        try:
-          os.kill(target, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-          pass
+    signal_all(signal.SIGKILL)
     try:
       while os.waitpid(-1, os.WNOHANG)[0]:
         pass

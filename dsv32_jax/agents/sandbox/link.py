@@ -125,4 +125,5 @@ def _read_result(reply: dict[str, Any]) -> Result:
     stdout=str(reply.get('stdout', '')),
     stderr=str(reply.get('stderr', '')),
     wall_s=float(reply.get('wall_s', 0.0)),
+    is_alive=reply.get('is_alive') is True,
   )

@@ -66,6 +66,7 @@ class Sandbox:
       'stdin': program.stdin,
       'files': program.files,
       'keeps_files': program.keeps_files,
+      'keeps_state': program.keeps_state,
       'limits': dataclasses.asdict(limits),
     }
     if self._supervisor is None:

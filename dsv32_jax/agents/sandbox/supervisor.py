@@ -22,6 +22,7 @@ from typing import Any
 
 from dsv32_jax.agents.sandbox import child
 from dsv32_jax.agents.sandbox.leftovers import DirtyError, end_all, wipe
+from dsv32_jax.agents.sandbox.session import Session, fill
 from dsv32_jax.agents.sandbox.watch import Watch
 
 _PR_SET_DUMPABLE = 4
@@ -54,9 +55,17 @@ def main(settings: dict[str, Any]) -> None:
   gc.collect()
   gc.freeze()
   _send(frames_out, {'ready': True, 'pid': os.getpid()})
+  session: Session | None = None
   while (frame := _receive(frames_in)) is not None:
     try:
-      result = _run(frame, settings, frames_in, frames_out)
+      if session and not (session.is_alive and frame['keeps_state']):
+        session.end()
+        session = None
+      if frame['keeps_state']:
+        session = session or Session(frame, settings, frames_in, frames_out)
+        result = session.run(frame)
+      else:
+        result = _run(frame, settings, frames_in, frames_out)
     except (DirtyError, OSError) as error:
       try:
         end_all()
@@ -64,6 +73,7 @@ def main(settings: dict[str, Any]) -> None:
         _send(frames_out, {'status': 'error', 'detail': str(error)})
       return
     _send(frames_out, result)
+  end_all()
 
 
 def _run(
@@ -74,13 +84,7 @@ def _run(
 ) -> dict[str, Any]:
   top, is_isolated = settings['top'], settings['is_isolated']
   limits = frame['limits']
-  work = os.path.join(top, 'work')
-  os.makedirs(work, exist_ok=True)
-  for name, text in frame['files'].items():
-    path = os.path.join(work, name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, 'w', encoding='utf-8') as file:
-      file.write(text)
+  work = fill(top, frame['files'])
   stdin = _file_of(frame['stdin'])
   pipes = [os.pipe(), os.pipe()]
   started = time.monotonic()

@@ -63,6 +63,10 @@ class Program:
     files: text by relative path, in the directory beforehand.
     limits: None takes the sandbox's.
     keeps_files: leaves the directory as it is for the sandbox's next program.
+    keeps_state: runs the source as if typed at a prompt (`repl`), in the
+      process of the sandbox's programs right before it that did so too, with
+      their variables, files and processes. Wall, processor time and output are
+      limited for each program, the rest as for the first of them.
   """
 
   source: str = ''
@@ -71,6 +75,7 @@ class Program:
   files: dict[str, str] = dataclasses.field(default_factory=dict)
   limits: Limits | None = None
   keeps_files: bool = False
+  keeps_state: bool = False
 
   def __post_init__(self):
     if bool(self.argv) and bool(self.source):
@@ -78,6 +83,10 @@ class Program:
     if self.argv and not os.path.isabs(self.argv[0]):
       raise ValueError(
         f'argv: got {self.argv[0]!r}, expected an absolute path first'
+      )
+    if self.keeps_state and (self.argv or self.stdin):
+      raise ValueError(
+        'keeps_state: got it with argv or stdin, expected a source only'
       )
     for path in self.files:
       parts = path.split('/')
@@ -100,6 +109,7 @@ class Result:
     stdout: what it wrote, up to its limit; what is no UTF-8 is replaced.
     stderr: likewise.
     wall_s: how long it ran.
+    is_alive: its process waits for the next program that keeps state.
     detail: of 'error', one line.
   """
 
@@ -109,4 +119,5 @@ class Result:
   stdout: str = ''
   stderr: str = ''
   wall_s: float = 0.0
+  is_alive: bool = False
   detail: str = ''

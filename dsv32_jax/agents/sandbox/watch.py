@@ -31,8 +31,25 @@ class Watch:
     started: float,
     frames_in: int,
     disk: str | None,
+    done: int | None = None,
   ):
+    """Begins to look.
+
+    Args:
+      pid: of the program.
+      outputs: descriptors to read its outputs from.
+      limits: see `types.Limits`.
+      started: when it was, by the monotonic clock.
+      frames_in: where whoever asked is heard.
+      disk: a directory on the file system to look after, if it is its own.
+      done: where a session says that it has run what it was told; what its
+        processes had used before does then not count.
+    """
     self._pid = pid
+    self._done = done
+    self._used = {} if done is None else descendants()
+    # What a session says of how it went.
+    self.said: bytes | None = None
     self._limits = limits
     self._disk = disk
     self._deadline = started + limits['wall_s']
@@ -46,6 +63,8 @@ class Watch:
     # Nothing comes while a program runs, but the end of who asked for it.
     self._frames_in = frames_in
     self._selector.register(frames_in, selectors.EVENT_READ)
+    if done is not None:
+      self._selector.register(done, selectors.EVENT_READ)
     self._why: str | None = None
     self._wait_status: int | None = None
     self._cpu_s = 0.0
@@ -68,8 +87,13 @@ class Watch:
       for key, _ in self._selector.select(max(pause, 0)):
         if key.fd == self._frames_in:
           raise DirtyError('whoever asked is gone')
-        if key.fd != self._pidfd:
+        if key.fd == self._done:
+          self.said = os.read(key.fd, 1) or None
+          self._selector.unregister(key.fd)
+        elif key.fd != self._pidfd:
           self._read(key.fd)
+      if self.said is not None:
+        return
       if self._has_ended():
         return
       if time.monotonic() >= next_look:
@@ -89,12 +113,17 @@ class Watch:
         self._wait_status = status
         self._cpu_s = usage.ru_utime + usage.ru_stime
 
-  def drain(self) -> None:
-    """Takes what was written before the end."""
+  def drain(self, *, closes: bool = True) -> None:
+    """Takes what was written before the end.
+
+    Args:
+      closes: the outputs too; False where more programs write to them.
+    """
     for fd in self._outputs:
       while fd in self._selector.get_map() and self._read(fd):
         pass
-      os.close(fd)
+      if closes:
+        os.close(fd)
     if self._pidfd is not None:
       os.close(self._pidfd)
     self._selector.close()
@@ -103,6 +132,9 @@ class Watch:
     """The status, and the exit code or signal that goes with it."""
     if self._why is not None:
       return self._why, None
+    if self.said is not None:
+      code = int(self.said != b'0')
+      return ('exit' if code else 'ok'), code
     assert self._wait_status is not None
     code = os.waitstatus_to_exitcode(self._wait_status)
     # What ignores the signal of the soft limit is killed at the hard one.
@@ -150,7 +182,10 @@ class Watch:
         self._why = 'files'
     if len(tasks) > self._limits['processes']:
       self._why = 'processes'
-    ticks = sum(ticks for ticks, _ in tasks.values())
+    none = (0, 0)
+    ticks = sum(
+      ticks - self._used.get(pid, none)[0] for pid, (ticks, _) in tasks.items()
+    )
     if ticks / _TICKS > self._limits['cpu_s']:
       self._why = 'cpu'
     pages = sum(pages for _, pages in tasks.values())

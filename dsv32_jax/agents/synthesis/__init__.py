@@ -1,0 +1,1 @@
+"""Tasks that are hard to solve and easy to check, made by programs."""

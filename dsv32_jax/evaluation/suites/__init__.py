@@ -1,0 +1,1 @@
+"""Outside suites, run through the sandbox and the tools of agents."""
