@@ -1,5 +1,6 @@
 """The tool `python`: what it remembers, what it forgets, what it leaves."""
 
+import dataclasses
 import pathlib
 import time
 import uuid
@@ -18,7 +19,8 @@ from dsv32_jax.agents.tools import ToolSet
 from dsv32_jax.agents.types import Tool, ToolError
 
 LIMITS = Limits(
-  wall_s=3.0,
+  # A loaded machine gives a process little of its time.
+  wall_s=60.0,
   cpu_s=0.8,
   memory_bytes=128 << 20,
   processes=8,
@@ -35,8 +37,12 @@ WORKING = [name for name in isolation.AUTOMATIC if why_not(name) is None]
     pytest.param('unsafe_rlimits', marks=pytest.mark.slow),
   ]
 )
-def tool(request):
-  sandbox = Sandbox(backend=request.param, disk_bytes=4 << 20)
+def sandbox(request):
+  return Sandbox(backend=request.param, disk_bytes=4 << 20)
+
+
+@pytest.fixture
+def tool(sandbox):
   with PythonTool(sandbox=sandbox, limits=LIMITS) as made:
     yield made
 
@@ -91,7 +97,6 @@ def test_errors_are_in_the_result_and_cost_no_state(tool):
 @pytest.mark.parametrize(
   ('code', 'why'),
   [
-    ('import time\ntime.sleep(30)', 'more than 3 s'),
     ('while True: pass', '0.8 s of processor time'),
     ('print("y" * 100_000)', 'more than 20000 bytes'),
     ('import os\nos._exit(3)', 'ended the session'),
@@ -107,6 +112,14 @@ def test_what_goes_beyond_a_limit_loses_its_state_and_says_so(tool, code, why):
   assert 'without its variables and files' in found
   assert 'NameError' in run(tool, 'x')
   assert run(tool, 'import os\nos.listdir(".")') == '[]'
+
+
+def test_what_takes_too_long_is_ended(sandbox):
+  limits = dataclasses.replace(LIMITS, wall_s=2.0)
+  with PythonTool(sandbox=sandbox, limits=limits) as tool:
+    found = run(tool, 'import time\ntime.sleep(100)')
+    assert 'ran for more than 2 s' in found
+    assert 'without its variables and files' in found
 
 
 def test_memory_is_limited_and_may_be_survived(tool):

@@ -100,6 +100,7 @@ def sample(folder, *, environments, tasks_each, seed=0):
     yield from made.tasks
 
 
+@pytest.mark.slow
 def test_tasks_of_every_domain_stand_the_checks(tmp_path):
   found = list(sample(tmp_path, environments=12, tasks_each=2))
   assert len(found) >= 22

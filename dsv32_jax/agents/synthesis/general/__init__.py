@@ -1,0 +1,1 @@
+"""The general family: tables, tools, task, verifier (docs/synthesis.md)."""
