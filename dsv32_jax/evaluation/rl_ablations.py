@@ -20,15 +20,16 @@ from dsv32_jax.evaluation.plots import Figures
 Row = Mapping[str, Any]
 
 # What a figure shows of a regime: series, label, whether its axis is
-# logarithmic.
+# logarithmic. Seeds start far apart in some: those are shown since the start.
 PANELS = (
-  ('reward/mean', 'reward', False),
+  ('reward/mean', 'reward since the start', False),
   ('kl/all', 'KL estimate to the start', False),
   ('grpo/log_ratio_abs_mean', 'mean |log ratio|', True),
   ('grpo/ratio_max', 'largest ratio', True),
   ('grad_norm/main', 'gradient norm', True),
-  ('entropy', 'entropy, nats a token', False),
+  ('entropy', 'entropy since the start, nats a token', False),
 )
+SINCE_START = ('reward/mean', 'entropy')
 COLOURS = {
   'all_on': '#1f6fb4',
   'no_unbiased_kl': '#e08214',
@@ -210,6 +211,8 @@ def _draw(regime: str, rows: Sequence[Row], figures: Figures) -> None:
   for axis, (name, label, is_log) in zip(axes.flat, PANELS, strict=True):
     for variant in _in_order(rows, 'variant'):
       mine = [r['series'][name] for r in rows if r['variant'] == variant]
+      if name in SINCE_START:
+        mine = [since_start(run) for run in mine]
       steps, low, mean, high = band(mine)
       if not steps:
         continue
@@ -222,9 +225,10 @@ def _draw(regime: str, rows: Sequence[Row], figures: Figures) -> None:
     axis.set(title=label, xlabel='step')
     if is_log and any(line.get_ydata().max() > 0 for line in axis.lines):
       axis.set_yscale('log')
-  axes.flat[0].legend(fontsize=6)
+  handles, labels = axes.flat[0].get_legend_handles_labels()
   figure.suptitle(regime)
-  figure.tight_layout()
+  figure.tight_layout(rect=(0, 0.05, 1, 1))
+  figure.legend(handles, labels, loc='lower center', ncols=7, fontsize=7)
   seeds = len({row['seed'] for row in rows})
   figures.save(
     figure,
@@ -233,6 +237,18 @@ def _draw(regime: str, rows: Sequence[Row], figures: Figures) -> None:
     f'seed; averages over {_SMOOTH} steps.',
     values,
   )
+
+
+def since_start(run: Sequence[float | None]) -> list[float | None]:
+  """A series less the mean of its first steps; empty if those have none.
+
+  >>> since_start([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0, None])[-2:]
+  [2.0, None]
+  """
+  start = _mean(run[:_SMOOTH])
+  if start is None:
+    return []
+  return [None if value is None else value - start for value in run]
 
 
 def band(
