@@ -22,12 +22,15 @@ class Faulty(agent_episodes.GeneratedEnvironment):
       raise OSError('no file')
     super().__init__(0)
     self._place = place
+    self._runs = False
     made.append(self)
 
   def start(self):
     if self._place == 'start':
       raise KeyError('a')
-    return super().start()
+    found = super().start()
+    self._runs = True
+    return found
 
   def score(self, messages):
     if self._place == 'score':
@@ -36,7 +39,8 @@ class Faulty(agent_episodes.GeneratedEnvironment):
 
   @property
   def tools(self):
-    if self._place == 'tools':
+    # Checks of its type look here too, before it runs (Python 3.11).
+    if self._place == 'tools' and self._runs:
       raise ZeroDivisionError
     return super().tools
 
