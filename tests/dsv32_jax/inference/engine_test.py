@@ -280,6 +280,7 @@ def test_rows_become_fewer_as_requests_end(loaded, run_ahead, monkeypatch):
     inference.EngineConfig(least_rows=2, speculative=True)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_ahead_serves_every_number_of_rows(
   loaded, monkeypatch
 ):

@@ -109,7 +109,7 @@ def test_tasks_of_every_domain_stand_the_checks(tmp_path):
   assert {task.made_by for task in found} == {'procedural'}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_hundred_tasks_stand_the_checks(tmp_path):
   found = list(sample(tmp_path, environments=84, tasks_each=3, seed=5))
   assert len(found) >= 240

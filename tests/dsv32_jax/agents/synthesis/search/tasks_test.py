@@ -102,7 +102,7 @@ def test_reference_passes_and_other_answers_fail(tasks, folder):
     check_scores(task, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_reference_passes_and_other_answers_fail_for_200_tasks(tmp_path):
   tasks = [one.task for one in sample(210, tmp_path) if one.task][:200]
