@@ -78,13 +78,23 @@ def test_report_has_a_figure_and_a_table_of_each_regime(tmp_path):
   for name in ('stale', 'on_policy', 'effects'):
     assert (tmp_path / 'figures' / f'{name}.png').stat().st_size > 5000
   values = json.loads((tmp_path / 'figures' / 'stale.json').read_text())
-  assert values['all_on']['reward/mean']['mean'] == [0.5] * 4
+  # Rewards stand still at 0.5: nothing since the start.
+  assert values['all_on']['reward/mean']['mean'] == [0.0] * 4
   text = (tmp_path / 'tables.md').read_text()
   assert '## stale' in text
   assert '| all_off | 2 (1 diverged) | 40.0 % | -10.0 % |' in text
   widths = {line.count('|') for line in text.splitlines() if line[:1] == '|'}
   assert len(widths) == 1
   assert json.loads((tmp_path / 'summary.json').read_text())['stale']
+
+
+def test_series_since_the_start_is_less_its_first_steps():
+  run = [0.2, 0.4] * 3 + [0.5, None]
+  found = rl_ablations.since_start(run)
+  assert found[-1] is None
+  assert found[-2] == pytest.approx(0.2)
+  assert sum(found[:6]) == pytest.approx(0.0)
+  assert rl_ablations.since_start([None] * 8) == []
 
 
 def test_report_of_nothing_writes_nothing(tmp_path):
