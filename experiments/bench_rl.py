@@ -84,7 +84,7 @@ def _requests(vocab_size, seed):
 
 
 def _few_steps(requests):
-  """The same, ending soon and one group after the other."""
+  """The same, each over after a call or two: runs what is compiled once."""
   return [
     dataclasses.replace(
       request, max_new_tokens=min(2 + _STEPS.value * (n % 2), _answer())

@@ -97,20 +97,24 @@ def wanted(actives: Sequence[Active], vocab_size: int) -> rounds.Wanted:
 
 def count(running: Sequence[Active], config: EngineConfig, groups: int) -> int:
   """Rows that decode steps of these requests are run with."""
-  most, least = config.max_batch, config.least_rows
-  if least is None or not running:
-    return most
+  if not running:
+    return config.max_batch
   sizes = collections.Counter(active.group for active in running)
-  return min(max(least, _few_sizes(max(sizes.values()))) * groups, most)
+  return _count_of(max(sizes.values()), config, groups)
 
 
 def counts(config: EngineConfig, groups: int) -> list[int]:
   """Every number of rows that `count` gives, the largest first."""
-  per_group = config.max_batch // groups
-  least = config.least_rows or per_group
-  sizes = {max(least, _few_sizes(n)) for n in range(1, per_group + 1)}
-  found = {min(n * groups, config.max_batch) for n in sizes}
-  return sorted(found, reverse=True)
+  sizes = range(1, config.max_batch // groups + 1)
+  return sorted({_count_of(n, config, groups) for n in sizes}, reverse=True)
+
+
+def _count_of(size: int, config: EngineConfig, groups: int) -> int:
+  """Rows for so many requests in the fullest group of devices."""
+  most, least = config.max_batch, config.least_rows
+  if least is None:
+    return most
+  return min(max(least, _few_sizes(size)) * groups, most)
 
 
 def arrange(
